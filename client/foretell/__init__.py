@@ -1,0 +1,1 @@
+"""Client of foretell: predict what a user will do next."""

@@ -1,0 +1,33 @@
+"""Text as foretell reads it: identity and normalisation."""
+
+import hashlib
+import html
+import re
+import unicodedata
+
+_TAG = re.compile(r"<(?:!--.*?--|/?[a-zA-Z][^<>]*)>", re.DOTALL)
+_SPACE = re.compile(r"\s+")
+
+
+def text_id(text: str) -> str:
+    """The id of a behavior text in the collection `behaviors`: 32 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def clean_text(text: str) -> str:
+    """Removes HTML tags, entities and control characters; one space between words; Unicode NFC.
+
+    NFC, not NFKC: compatibility forms such as the fraction 1/2 or the trademark sign carry
+    meaning in product texts.
+    """
+    text = html.unescape(_TAG.sub(" ", text))
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(
+        " " if unicodedata.category(char) in _DROPPED and not char.isspace() else char
+        for char in text
+    )
+    return _SPACE.sub(" ", text).strip()
+
+
+_DROPPED = frozenset({"Cc", "Cs", "Co", "Cn"})
+"""Unicode categories without a printable meaning: control, surrogate, private use, unassigned."""

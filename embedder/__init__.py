@@ -1,0 +1,1 @@
+"""Text to vectors and nearest neighbours: the embedder service."""

@@ -1,0 +1,1 @@
+"""Histories, models and predictions: the predictor service."""
