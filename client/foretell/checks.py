@@ -1,0 +1,268 @@
+"""Checks of requests, the same for the services and for the fake in `foretell.testing`.
+
+Written by hand from the table of limits: runtime protovalidate is slow on repeated fields.
+Each raises InvalidArgumentError that names the field and changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from foretell import limits
+from foretell.common.v1 import common_pb2
+from foretell.embedder.v1 import embedder_service_pb2 as embedder_pb
+from foretell.errors import ForetellError, InvalidArgumentError
+from foretell.predictor.v1 import event_service_pb2 as event_pb
+from foretell.predictor.v1 import prediction_service_pb2 as prediction_pb
+from foretell.texts import text_id
+from foretell.vectors import Vectors
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def split(
+    elements: Iterable[T], check: Callable[[T, int], None]
+) -> tuple[list[int], list[common_pb2.ElementFailure]]:
+    """Checks each element of a batch: positions of the good ones, failures of the others."""
+    good: list[int] = []
+    failures: list[common_pb2.ElementFailure] = []
+    for index, element in enumerate(elements):
+        try:
+            check(element, index)
+        except ForetellError as error:
+            failures.append(failure(index, error))
+        else:
+            good.append(index)
+    return good, failures
+
+
+def failure(index: int, error: ForetellError) -> common_pb2.ElementFailure:
+    """One element's error in a response."""
+    return common_pb2.ElementFailure(index=index, status=error.to_status())
+
+
+def count(number: int, field: str, maximum: int, minimum: int = 1) -> None:
+    """The number of elements of a list."""
+    if number < minimum:
+        raise InvalidArgumentError(f"{field} is empty", reason="EMPTY", field=field)
+    if number > maximum:
+        raise InvalidArgumentError(
+            f"{field} has {number:,} elements; at most {maximum:,} are allowed",
+            reason="TOO_MANY",
+            field=field,
+            metadata={"limit": str(maximum)},
+        )
+
+
+def identifier(value: str, field: str, max_chars: int = limits.ID_CHARS) -> None:
+    """An id or a behavior type: 1 to `max_chars` characters, no control characters."""
+    if not value:
+        raise InvalidArgumentError(f"{field} is empty", reason="EMPTY_ID", field=field)
+    if len(value) > max_chars:
+        raise InvalidArgumentError(
+            f"{field} has {len(value):,} characters; at most {max_chars} are allowed",
+            reason="TOO_LONG",
+            field=field,
+            metadata={"limit": str(max_chars)},
+        )
+    if _CONTROL.search(value):
+        raise InvalidArgumentError(
+            f"{field} has control characters", reason="CONTROL_CHARACTERS", field=field
+        )
+
+
+def optional_identifier(value: str, field: str) -> None:
+    """An id that may be left out."""
+    if value:
+        identifier(value, field)
+
+
+def request_id(value: str) -> None:
+    """A request_id, which may be left out."""
+    optional_identifier(value, "request_id")
+
+
+def ids(values: Collection[str], field: str, maximum: int = limits.BATCH, minimum: int = 1) -> None:
+    """A list of ids; one bad id is a fault of the call."""
+    count(len(values), field, maximum, minimum)
+    for index, value in enumerate(values):
+        identifier(value, f"{field}[{index}]")
+
+
+def text(value: str, field: str, *, may_be_empty: bool = False) -> None:
+    """A text."""
+    if not value.strip() and not may_be_empty:
+        raise InvalidArgumentError(f"{field} is empty", reason="EMPTY_TEXT", field=field)
+    if len(value) > limits.TEXT_CHARS:
+        raise InvalidArgumentError(
+            f"{field} has {len(value):,} characters; at most {limits.TEXT_CHARS:,} are allowed",
+            reason="TOO_LONG",
+            field=field,
+            metadata={"limit": str(limits.TEXT_CHARS)},
+        )
+
+
+def attributes(values: Mapping[str, str], field: str) -> None:
+    """An item's or event's attributes."""
+    if not values:
+        return
+    count(len(values), field, limits.ATTRIBUTES)
+    for key, value in values.items():
+        identifier(key, f"{field}[{key[: limits.ATTRIBUTE_KEY_CHARS]}]", limits.ATTRIBUTE_KEY_CHARS)
+        if len(value) > limits.ATTRIBUTE_VALUE_CHARS:
+            raise InvalidArgumentError(
+                f"{field}[{key}] has {len(value):,} characters; "
+                f"at most {limits.ATTRIBUTE_VALUE_CHARS:,} are allowed",
+                reason="TOO_LONG",
+                field=f"{field}[{key}]",
+                metadata={"limit": str(limits.ATTRIBUTE_VALUE_CHARS)},
+            )
+
+
+def k(value: int | None, default: int = limits.K_DEFAULT) -> int:
+    """How many hits; None where unset."""
+    if value is None:
+        return default
+    if not 1 <= value <= limits.K:
+        raise InvalidArgumentError(
+            f"k is {value:,}; 1 to {limits.K:,} are allowed",
+            reason="BAD_K",
+            field="k",
+            metadata={"limit": str(limits.K)},
+        )
+    return value
+
+
+def page_size(value: int) -> int:
+    """The page size that stands (AIP-158): 0 means the default, too large is coerced."""
+    if value < 0:
+        raise InvalidArgumentError(
+            f"page_size is {value}; it may not be negative", reason="BAD_PAGE", field="page_size"
+        )
+    return min(value, limits.PAGE) or limits.PAGE_DEFAULT
+
+
+def bad_page_token() -> InvalidArgumentError:
+    """The error of a page token that no list of this kind gave."""
+    return InvalidArgumentError(
+        "page_token is not from an answer of this method",
+        reason="BAD_PAGE_TOKEN",
+        field="page_token",
+    )
+
+
+def name(value: str, field: str) -> None:
+    """A collection's or version's name."""
+    if not _NAME.fullmatch(value) or len(value) > limits.COLLECTION_CHARS:
+        raise InvalidArgumentError(
+            f"{field} must be 1 to {limits.COLLECTION_CHARS} of a-z, 0-9, '.', '_', '-', "
+            "the first a letter or digit",
+            reason="BAD_NAME",
+            field=field,
+        )
+
+
+def item(value: embedder_pb.Item, index: int) -> None:
+    """An item of UpsertItems."""
+    identifier(value.id, f"items[{index}].id")
+    text(value.text, f"items[{index}].text", may_be_empty=True)
+    attributes(value.attributes, f"items[{index}].attributes")
+
+
+def behavior_item(value: embedder_pb.Item, index: int) -> None:
+    """An item of the collection `behaviors`: its id, if given, is the hash of its text."""
+    text(value.text, f"items[{index}].text")
+    if value.id and value.id != text_id(value.text):
+        raise InvalidArgumentError(
+            f"items[{index}].id is not the hash of its text; leave it empty",
+            reason="BAD_BEHAVIOR_ID",
+            field=f"items[{index}].id",
+        )
+    attributes(value.attributes, f"items[{index}].attributes")
+
+
+def event(value: event_pb.Event, field: str, *, inline: bool = False) -> None:
+    """An event to store, or (`inline`) of a request's history."""
+    if inline:
+        if value.user_id:
+            raise InvalidArgumentError(
+                f"{field}.user_id must be empty in an inline history",
+                reason="USER_ID_IN_HISTORY",
+                field=f"{field}.user_id",
+            )
+    else:
+        identifier(value.user_id, f"{field}.user_id")
+    identifier(value.behavior_type, f"{field}.behavior_type", limits.TYPE_CHARS)
+    optional_identifier(value.item_id, f"{field}.item_id")
+    optional_identifier(value.event_id, f"{field}.event_id")
+    if value.text or not value.item_id:
+        text(value.text, f"{field}.text")
+    attributes(value.attributes, f"{field}.attributes")
+    if value.HasField("timestamp"):
+        _timestamp(value, f"{field}.timestamp")
+
+
+def _timestamp(value: event_pb.Event, field: str) -> None:
+    seconds, nanos = value.timestamp.seconds, value.timestamp.nanos
+    if seconds < 0 or not 0 <= nanos < 1_000_000_000:
+        raise InvalidArgumentError(
+            f"{field} is before 1970 or no valid time", reason="BAD_TIMESTAMP", field=field
+        )
+    if seconds > time.time() + limits.FUTURE_SECONDS:
+        raise InvalidArgumentError(
+            f"{field} is more than a day in the future", reason="BAD_TIMESTAMP", field=field
+        )
+
+
+def finite_row(vectors: Vectors, field: str) -> Callable[[object, int], None]:
+    """A check for `split` over the rows of a matrix."""
+    finite = np.asarray(np.isfinite(vectors).all(axis=1))
+
+    def check(_: object, index: int) -> None:
+        if not finite[index]:
+            raise InvalidArgumentError(
+                f"{field}[{index}] has numbers that are not finite",
+                reason="NOT_FINITE",
+                field=f"{field}[{index}]",
+            )
+
+    return check
+
+
+def filters(values: Sequence[embedder_pb.QueryFilter], queries: int) -> None:
+    """The filters of a Search: none, one, or one per query."""
+    if len(values) not in (0, 1, queries):
+        raise InvalidArgumentError(
+            f"filters has {len(values)} elements; none, one or {queries} (one per query) may be",
+            reason="BAD_FILTERS",
+            field="filters",
+        )
+    for index, value in enumerate(values):
+        ids(value.allow_ids, f"filters[{index}].allow_ids", limits.FILTER_IDS, 0)
+        ids(value.deny_ids, f"filters[{index}].deny_ids", limits.FILTER_IDS, 0)
+
+
+def prediction_query(value: prediction_pb.PredictionQuery, field: str = "query") -> None:
+    """Whose next behavior, and which items may be answered."""
+    optional_identifier(value.user_id, f"{field}.user_id")
+    count(len(value.history), f"{field}.history", limits.INLINE_EVENTS, 0)
+    for index, one in enumerate(value.history):
+        event(one, f"{field}.history[{index}]", inline=True)
+    if value.HasField("k"):
+        k(value.k)
+    ids(value.allow_item_ids, f"{field}.allow_item_ids", limits.FILTER_IDS, 0)
+    ids(value.deny_item_ids, f"{field}.deny_item_ids", limits.FILTER_IDS, 0)
+    if value.repeats not in prediction_pb.Repeats.values():
+        raise InvalidArgumentError(
+            f"{field}.repeats {value.repeats} is unknown",
+            reason="BAD_REPEATS",
+            field=f"{field}.repeats",
+        )

@@ -1,0 +1,265 @@
+"""SQLite as the record of truth: durable group commit, and writes that may be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from foretell import limits
+from foretell.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+BUSY_TIMEOUT_MS = 30_000
+"""How long a writer waits for another process's transaction."""
+
+GROUP = 256
+"""Writes that share one commit at most, so that the first of them does not wait long."""
+
+_REQUESTS = """
+CREATE TABLE IF NOT EXISTS requests (
+    request_id TEXT PRIMARY KEY,
+    digest BLOB NOT NULL,
+    response BLOB NOT NULL,
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS requests_created_at ON requests (created_at);
+"""
+
+
+@dataclass
+class _Write(Generic[T]):
+    apply: Callable[[sqlite3.Connection], T]
+    committed: Callable[[T], None] | None
+    future: Future[T]
+
+
+class Database:
+    """One SQLite file. Writes go through one thread that commits them in groups.
+
+    A write is a function of a connection. All that wait when the thread is free share one
+    transaction and so one fsync; each has a savepoint of its own, so that a failing one takes
+    nothing with it. A returned write is on the disk (WAL, synchronous=FULL): it survives kill -9
+    and power loss. Several processes may open the same file.
+
+    Raises:
+        FailedPreconditionError: the file is of another schema version, or no database.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int = 1) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._connections: list[sqlite3.Connection] = []
+        self._open_schema(schema + _REQUESTS, version)
+        self._writer = threading.Thread(target=self._run, name=f"write {path.name}", daemon=True)
+        self._writer.start()
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, for reads.
+
+        Each statement sees all that was committed before it.
+        """
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+        return connection
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection in one read transaction: all statements see one state."""
+        connection = self.connection()
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        finally:
+            connection.execute("ROLLBACK")
+
+    def submit(
+        self,
+        apply: Callable[[sqlite3.Connection], T],
+        committed: Callable[[T], None] | None = None,
+    ) -> Future[T]:
+        """Runs `apply` in the next transaction.
+
+        `committed` is called with its result after the commit and before the future resolves,
+        in the order of the commits: what is derived from the database is brought up to date
+        there, so that whoever has the answer sees its effect.
+        """
+        if self._closed:
+            raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
+        write = _Write(apply, committed, Future())
+        self._queue.put(write)
+        return write.future
+
+    async def write(
+        self,
+        apply: Callable[[sqlite3.Connection], T],
+        committed: Callable[[T], None] | None = None,
+    ) -> T:
+        """`submit` for coroutines. A cancelled caller's write is done all the same."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(apply, committed)))
+
+    def close(self) -> None:
+        """Commits what waits and closes all connections."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._writer.join()
+            for connection in self._connections:
+                connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        # Any thread may close it (in `close`); each thread uses only its own.
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        self._connections.append(connection)
+        return connection
+
+    def _open_schema(self, schema: str, version: int) -> None:
+        connection = self.connection()
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            if found not in (0, version):
+                raise FailedPreconditionError(
+                    f"{self.path} has schema version {found}; this program reads {version}",
+                    reason="SCHEMA_VERSION",
+                )
+            for statement in schema.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={version}")
+            connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise FailedPreconditionError(
+                f"{self.path} cannot be opened: {error}", reason="BAD_DATABASE"
+            ) from error
+
+    def _run(self) -> None:
+        connection = self._connect()
+        running = True
+        while running:
+            group = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(group) < GROUP:
+                    group.append(self._queue.get_nowait())
+            running = None not in group
+            writes = [write for write in group if write is not None]
+            if writes:
+                self._commit(connection, writes)
+
+    def _commit(self, connection: sqlite3.Connection, writes: list[_Write[Any]]) -> None:
+        """Runs the writes in one transaction; then resolves their futures."""
+        done: list[tuple[_Write[Any], Any]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for write in writes:
+                connection.execute("SAVEPOINT one")
+                try:
+                    done.append((write, write.apply(connection)))
+                except Exception as error:
+                    if not connection.in_transaction:  # a full disk ends the transaction itself
+                        raise
+                    connection.execute("ROLLBACK TO one")
+                    write.future.set_exception(_typed(error))
+                connection.execute("RELEASE one")
+            connection.execute("COMMIT")
+        except Exception as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            for write in writes:
+                if not write.future.done():
+                    write.future.set_exception(_typed(error))
+            return
+        for write, result in done:
+            try:
+                if write.committed is not None:
+                    write.committed(result)
+                write.future.set_result(result)
+            except Exception as error:
+                log.exception("a committed write could not be applied in memory")
+                write.future.set_exception(error)
+
+
+def once(
+    apply: Callable[[sqlite3.Connection], M], request: Message, response_type: type[M]
+) -> Callable[[sqlite3.Connection], tuple[M, bool]]:
+    """A write that happens once for a `request.request_id`; repeated, it gives the first answer.
+
+    The answer is kept in the same transaction as the write. The second value says whether the
+    write was done now. Without a request_id it is always done.
+
+    Raises (when run):
+        InvalidArgumentError: the request_id came with another request before.
+    """
+    request_id: str = request.request_id  # type: ignore[attr-defined]
+    if not request_id:
+        return lambda connection: (apply(connection), True)
+    kind = request.DESCRIPTOR.full_name.encode()
+    digest = hashlib.sha256(kind + request.SerializeToString(deterministic=True)).digest()
+
+    def apply_once(connection: sqlite3.Connection) -> tuple[M, bool]:
+        now = time.time()
+        connection.execute(
+            "DELETE FROM requests WHERE created_at < ?", (now - limits.REQUEST_ID_SECONDS,)
+        )
+        row = connection.execute(
+            "SELECT digest, response FROM requests WHERE request_id = ?", (request_id,)
+        ).fetchone()
+        if row is not None:
+            if row[0] != digest:
+                raise InvalidArgumentError(
+                    f"request_id {request_id!r} came with another request before",
+                    reason="REQUEST_ID_REUSED",
+                    field="request_id",
+                )
+            return response_type.FromString(row[1]), False
+        response = apply(connection)
+        connection.execute(
+            "INSERT INTO requests VALUES (?, ?, ?, ?)",
+            (request_id, digest, response.SerializeToString(), now),
+        )
+        return response, True
+
+    return apply_once
+
+
+def _typed(error: Exception) -> Exception:
+    """SQLite's own troubles as errors that a caller can act on."""
+    if not isinstance(error, sqlite3.OperationalError):
+        return error
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return UnavailableError(
+            "another process holds the database", reason="DATABASE_LOCKED", retry_after_s=1.0
+        )
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return ResourceExhaustedError(
+            f"the database cannot be written: {error}", reason="DISK_FULL", retry_after_s=60.0
+        )
+    return error

@@ -1,0 +1,98 @@
+"""A gRPC server from start to stop: health, reflection, signals, graceful shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from foretell import limits
+from serving.interceptors import ErrorInterceptor
+from serving.settings import ServiceSettings
+
+log = logging.getLogger(__name__)
+
+Register = Callable[[grpc.aio.Server], Sequence[str]]
+"""Adds the servicers to a server and returns the full names of their services."""
+
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
+    ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
+    # A second server on a taken port must fail, not share its connections.
+    ("grpc.so_reuseport", 0),
+    # Clients ping idle connections every 30 s; the default of 5 minutes would call that abuse.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+
+@contextlib.asynccontextmanager
+async def running(settings: ServiceSettings, register: Register) -> AsyncIterator[str]:
+    """Serves while the block runs, and gives the address; health says SERVING in it.
+
+    At the end: NOT_SERVING, `drain_s` later new calls are refused, calls in flight get
+    `grace_s`.
+
+    Raises:
+        OSError: the port is taken or the address is none of this machine's.
+    """
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=OPTIONS,
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+    )
+    names = ["", *register(server)]
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection(
+        (*names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    address = f"{settings.host}:{settings.port}"
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}") from error
+    await server.start()
+    for name in names:
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{settings.host}:{port}"
+    finally:
+        await servicer.enter_graceful_shutdown()
+        await asyncio.sleep(settings.drain_s)
+        await server.stop(settings.grace_s)
+
+
+async def serve(program: str, settings: ServiceSettings, register: Register) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Prints `PROGRAM ready at HOST:PORT` on the standard output once it does; everything else
+    goes to the log.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, register) as address:
+        sys.stdout.write(f"{program} ready at {address}\n")
+        sys.stdout.flush()
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")
+
+
+def configure_logging(program: str) -> None:
+    """One line per record on the standard error."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s {program} %(levelname)s %(name)s: %(message)s",
+    )
