@@ -1,0 +1,99 @@
+"""Histories as a sequence model reads them: the same code in training and serving. numpy only.
+
+A token is one event: a vector in the model's space, a behavior type and the time gap to the
+event before. Histories of several users lie one behind the other ("ragged"): `lengths` says where
+one ends, and no padding is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretell.vectors import Vectors
+
+Ints = NDArray[np.int64]
+
+GAPS = 32
+"""Gap buckets: 0 none before, 1 the same instant, then one per power of two of seconds.
+
+The last one holds gaps of 2**29 s (17 years) and more, so no real gap is clipped.
+"""
+
+MICROSECONDS = 1_000_000
+
+
+def gap_buckets(timestamps: Ints, lengths: Ints) -> Ints:
+    """The bucket of the time since the event before, for each event of ragged histories.
+
+    Args:
+        timestamps: (tokens,) microseconds, ascending within a history.
+        lengths: (histories,) events of each history; their sum is `tokens`.
+
+    Returns:
+        (tokens,) in 0..GAPS-1; 0 for the first event of a history, 1 for an event of the same
+        basket, 2 for less than two seconds, 3 for less than four, ...
+    """
+    if not len(timestamps):
+        return np.zeros(0, np.int64)
+    seconds = np.diff(timestamps, prepend=timestamps[0]) / MICROSECONDS
+    # frexp gives the exact floor(log2) + 1, which log2 in floating point does not promise.
+    exponent = np.frexp(np.maximum(seconds, 1))[1].astype(np.int64)
+    buckets = np.where(seconds <= 0, 1, np.minimum(exponent + 1, GAPS - 1))
+    buckets[starts(lengths)[lengths > 0]] = 0
+    return buckets
+
+
+def starts(lengths: Ints) -> Ints:
+    """Where each of the ragged histories begins, shape (histories,)."""
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
+@dataclass(frozen=True)
+class HistoryBatch:
+    """Ragged histories, oldest event first; build it with `history_batch`."""
+
+    vectors: Vectors
+    """(tokens, dims) item's or text's vector in the model's space; zero where there is none."""
+    known: NDArray[np.bool_]
+    """(tokens,) whether the event has a vector."""
+    types: Ints
+    """(tokens,) index in the version's behavior_types; their number stands for any other type."""
+    gaps: Ints
+    """(tokens,) gap buckets."""
+    lengths: Ints
+    """(histories,) events of each history; 0 is allowed."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def history_batch(
+    vectors: Vectors,
+    known: NDArray[np.bool_],
+    types: Ints,
+    timestamps: Ints,
+    lengths: Ints,
+    *,
+    has_times: bool = True,
+) -> HistoryBatch:
+    """Puts histories into the form that `SequenceModel.predict` takes.
+
+    The caller has cut each history to its last `history_length` events already: a gap to an event
+    that the model does not see does not count, in training as in serving.
+
+    Args:
+        vectors: (tokens, dims) float32.
+        known: (tokens,) bool.
+        types: (tokens,) behavior type indices.
+        timestamps: (tokens,) microseconds, ascending within a history.
+        lengths: (histories,).
+        has_times: the version's `has_times`; without, all gaps are bucket 0.
+    """
+    tokens = int(lengths.sum())
+    if not len(vectors) == len(known) == len(types) == len(timestamps) == tokens:
+        raise ValueError(f"lengths make {tokens} tokens, which the arrays do not have")
+    gaps = gap_buckets(timestamps, lengths) if has_times else np.zeros(tokens, np.int64)
+    return HistoryBatch(vectors, known, types, gaps, lengths)
