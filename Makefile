@@ -1,42 +1,72 @@
-# Commands of the project. `make demo` and `make test` are all that a newcomer needs.
+# Commands of the project; `make demo` and `make test` are all that a newcomer needs.
 PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
-
-PACKAGES := client/foretell serving embedder predictor bench tests
-
-.PHONY: demo serve test check format protos sync clean
-.DELETE_ON_ERROR:
+BIN    := .venv/bin
+READY  := .venv/.ready
+PIP    := --quiet --disable-pip-version-check
 
 # The faiss build: `make demo EXTRA=gpu` on a machine with an NVIDIA GPU.
 EXTRA ?= cpu
 
-$(READY): constraints.txt pyproject.toml client/pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e client -e '.[$(EXTRA),demo]' --group dev
-	touch $(READY)
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo serve test check format protos clean
 
-test: $(READY)
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+# The environment: both distributions, editable, pinned by one file.
+$(READY): constraints.txt pyproject.toml client/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt pip
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e client -e '.[$(EXTRA),demo]' --group dev
+	@touch $@
+
+demo: $(READY) ## data, training, predictions, a report in out/demo (FULL=1; ITEMS=... EVENTS=...)
+	$(BIN)/python -m serving.demo run $(if $(FULL),--full) \
+	    $(if $(ITEMS),--items '$(ITEMS)') $(if $(EVENTS),--events '$(EVENTS)')
+
+serve: $(READY) ## both services on their default ports over the demo's data and model
+	$(BIN)/python -m serving.demo serve
+
+test: $(READY) ## all tests
 	$(BIN)/python -m pytest
 
-# Generated code: stubs from the protos, the sync client from the async one.
+check: $(READY) ## format, lint, types, contracts, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	rm -rf out/generated
+	$(MAKE) --silent protos OUT=out/generated
+	cd out/generated/foretell && for each in *; do \
+	    diff -r -x __pycache__ $$each ../../../client/foretell/$$each || exit 1; done
+
+format: $(READY) ## write the format and the lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Generated code: stubs from the protos, the sync client from the async one. The stubs' compiler
+# has an environment of its own, because generated code binds its users to a protobuf version:
+# an older compiler leaves them a wide range.
+OUT ?= client
+PROTOC := .venv-protos/bin/python -m grpc_tools.protoc
+STUBS  := $(addprefix $(OUT)/foretell/,common embedder predictor)
+
 .venv-protos/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-protos
-	.venv-protos/bin/pip install --quiet --disable-pip-version-check "pip>=25.1"
-	.venv-protos/bin/pip install --quiet --disable-pip-version-check --group protos
-	touch $@
+	.venv-protos/bin/python -m pip install $(PIP) -c constraints.txt pip
+	.venv-protos/bin/python -m pip install $(PIP) --group protos
+	@touch $@
 
-protos: .venv-protos/.ready
-	find client/foretell -name '*_pb2*' -delete
-	.venv-protos/bin/python -m grpc_tools.protoc -I protos -I third_party/googleapis \
-	    --plugin=protoc-gen-mypy=.venv-protos/bin/protoc-gen-mypy \
-	    --plugin=protoc-gen-mypy_grpc=.venv-protos/bin/protoc-gen-mypy_grpc \
-	    --python_out=client --mypy_out=client --grpc_python_out=client --mypy_grpc_out=client \
+protos: $(READY) .venv-protos/.ready ## generate the stubs and the sync client
+	rm -rf $(STUBS)
+	mkdir -p $(OUT)
+	PATH=.venv-protos/bin:$$PATH $(PROTOC) -I protos -I third_party/googleapis \
+	    --python_out=$(OUT) --mypy_out=quiet:$(OUT) \
+	    --grpc_python_out=$(OUT) --mypy_grpc_out=quiet:$(OUT) \
 	    $$(cd protos && find foretell -name '*.proto' | sort)
-	for package in common embedder predictor; do \
-	    touch client/foretell/$$package/__init__.py client/foretell/$$package/v1/__init__.py; done
+	touch $(STUBS:%=%/__init__.py) $(STUBS:%=%/v1/__init__.py)
+	$(BIN)/python client/generate_sync.py $(OUT)
 
-clean:
+clean: ## remove what the commands above made, the environment apart
 	rm -rf out dist .mypy_cache .pytest_cache .ruff_cache
