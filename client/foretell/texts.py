@@ -15,17 +15,22 @@ def text_id(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """Removes HTML tags, entities and control characters; one space between words; Unicode NFC.
+    """Removes HTML tags, entities and control characters; one space between words; Unicode NFC."""
+    return plain_text(html.unescape(_TAG.sub(" ", text)))
+
+
+def plain_text(text: str) -> str:
+    """Removes control characters; one space between words; Unicode NFC. Leaves HTML alone.
 
     NFC, not NFKC: compatibility forms such as the fraction 1/2 or the trademark sign carry
     meaning in product texts.
     """
-    text = html.unescape(_TAG.sub(" ", text))
     text = unicodedata.normalize("NFC", text)
-    text = "".join(
-        " " if unicodedata.category(char) in _DROPPED and not char.isspace() else char
-        for char in text
-    )
+    if not text.isprintable():  # what is printable has no control character
+        text = "".join(
+            " " if unicodedata.category(char) in _DROPPED and not char.isspace() else char
+            for char in text
+        )
     return _SPACE.sub(" ", text).strip()
 
 
