@@ -136,8 +136,12 @@ class ParquetTable:
         self._errors = (pyarrow.ArrowException, OSError, ValueError)
         self._row = self._rows = 0
         with self._readable() as file:
-            self.columns = tuple(str(name).strip() for name in file.schema_arrow.names)
+            schema = file.schema_arrow
+            self.columns = tuple(name.strip() for name in schema.names)
             self._rows = file.metadata.num_rows
+        for column in schema:
+            if pyarrow.types.is_nested(column.type):
+                raise bad_file(path, f"column {column.name} is {column.type}, which has no text")
 
     def rows(self) -> Iterator[Sequence[str]]:
         """See Table."""
