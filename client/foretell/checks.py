@@ -16,11 +16,11 @@ import numpy as np
 from foretell import limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as embedder_pb
-from foretell.errors import ForetellError, InvalidArgumentError
+from foretell.errors import ForetellError, InvalidArgumentError, NotFoundError
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import prediction_service_pb2 as prediction_pb
 from foretell.texts import text_id
-from foretell.vectors import Vectors
+from foretell.vectors import Vectors, from_block
 
 T = TypeVar("T")
 
@@ -88,6 +88,15 @@ def optional_identifier(value: str, field: str) -> None:
 def request_id(value: str) -> None:
     """A request_id, which may be left out."""
     optional_identifier(value, "request_id")
+
+
+def request_id_reused(value: str) -> InvalidArgumentError:
+    """The error of a request_id that came with another request before."""
+    return InvalidArgumentError(
+        f"request_id {value!r} came with another request before",
+        reason="REQUEST_ID_REUSED",
+        field="request_id",
+    )
 
 
 def ids(values: Collection[str], field: str, maximum: int = limits.BATCH, minimum: int = 1) -> None:
@@ -170,6 +179,31 @@ def name(value: str, field: str) -> None:
         )
 
 
+def unknown_collection(value: str, field: str = "collection") -> NotFoundError:
+    """The error of a collection that does not exist."""
+    return NotFoundError(
+        f"there is no collection {value!r}", reason="COLLECTION_NOT_FOUND", field=field
+    )
+
+
+def wrong_kind(value: str, needed: str, field: str = "collection") -> InvalidArgumentError:
+    """The error of a collection of a kind that the method does not take."""
+    return InvalidArgumentError(
+        f"collection {value!r} is not {needed}", reason="WRONG_COLLECTION_KIND", field=field
+    )
+
+
+def vector_cols(value: int) -> None:
+    """The dimensions of a new vector collection."""
+    if not 1 <= value <= limits.COLS:
+        raise InvalidArgumentError(
+            f"vector.cols is {value:,}; 1 to {limits.COLS:,} are allowed",
+            reason="BAD_COLS",
+            field="vector.cols",
+            metadata={"limit": str(limits.COLS)},
+        )
+
+
 def item(value: embedder_pb.Item, index: int) -> None:
     """An item of UpsertItems."""
     identifier(value.id, f"items[{index}].id")
@@ -222,6 +256,42 @@ def _timestamp(value: event_pb.Event, field: str) -> None:
         )
 
 
+def element_type(value: int) -> common_pb2.ElementType.ValueType:
+    """The format of an answer's vectors; unspecified means float32."""
+    match value:
+        case common_pb2.ELEMENT_TYPE_UNSPECIFIED | common_pb2.ELEMENT_TYPE_FLOAT32:
+            return common_pb2.ELEMENT_TYPE_FLOAT32
+        case common_pb2.ELEMENT_TYPE_FLOAT16:
+            return common_pb2.ELEMENT_TYPE_FLOAT16
+    raise InvalidArgumentError(
+        f"element_type {value} is none of FLOAT32, FLOAT16",
+        reason="BAD_ELEMENT_TYPE",
+        field="element_type",
+    )
+
+
+def block(value: common_pb2.VectorBlock, cols: int, field: str = "vectors") -> Vectors:
+    """The rows of a block, which must have `cols` dimensions."""
+    vectors = from_block(value, field)
+    if vectors.shape[1] != cols:
+        raise InvalidArgumentError(
+            f"{field}.cols is {vectors.shape[1]}; the collection has {cols} dimensions",
+            reason="BAD_VECTOR_BLOCK",
+            field=f"{field}.cols",
+        )
+    return vectors
+
+
+def one_row_each(rows: int, number: int) -> None:
+    """The rows of PutVectors: one per id."""
+    if rows != number:
+        raise InvalidArgumentError(
+            f"vectors.rows is {rows}; there are {number} ids",
+            reason="BAD_VECTOR_BLOCK",
+            field="vectors.rows",
+        )
+
+
 def finite_row(vectors: Vectors, field: str) -> Callable[[object, int], None]:
     """A check for `split` over the rows of a matrix."""
     finite = np.asarray(np.isfinite(vectors).all(axis=1))
@@ -235,6 +305,21 @@ def finite_row(vectors: Vectors, field: str) -> Callable[[object, int], None]:
             )
 
     return check
+
+
+def queries(value: embedder_pb.SearchRequest) -> int:
+    """How many queries a Search has."""
+    match value.WhichOneof("queries"):
+        case "vectors":
+            number = value.vectors.rows
+        case "texts":
+            number = len(value.texts.texts)
+        case "ids":
+            number = len(value.ids.ids)
+        case _:
+            raise InvalidArgumentError("there are no queries", reason="EMPTY", field="queries")
+    count(number, "queries", limits.QUERIES)
+    return number
 
 
 def filters(values: Sequence[embedder_pb.QueryFilter], queries: int) -> None:
