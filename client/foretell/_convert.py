@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -80,13 +80,11 @@ def timestamp_to_proto(timestamp: datetime) -> Timestamp:
     """A time with a zone, exact to the microsecond.
 
     Raises:
-        InvalidArgumentError: the time has no zone, so that nobody can know which moment it is.
+        ValueError: the time has no zone, so that nobody can know which moment it is.
     """
     if timestamp.tzinfo is None:
-        raise errors.InvalidArgumentError(
-            f"timestamp {timestamp.isoformat()} has no time zone; for UTC, give tzinfo=UTC",
-            reason="TIMESTAMP_WITHOUT_ZONE",
-            field="timestamp",
+        raise ValueError(
+            f"timestamp {timestamp.isoformat()} has no time zone; for UTC, give tzinfo=UTC"
         )
     seconds, rest = divmod(timestamp - _EPOCH, _SECOND)
     return Timestamp(seconds=seconds, nanos=rest.microseconds * 1000)
@@ -95,6 +93,10 @@ def timestamp_to_proto(timestamp: datetime) -> Timestamp:
 def timestamp_from_proto(message: Timestamp) -> datetime:
     """The time in UTC, to the microsecond."""
     return _EPOCH + timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+
+
+def _cannot_be_sent(field: str, error: ValueError) -> errors.InvalidArgumentError:
+    return errors.InvalidArgumentError(f"{field} cannot be sent: {error}", field=field)
 
 
 def _vectors_or_none(
@@ -106,9 +108,18 @@ def _vectors_or_none(
 # --- Embedder -------------------------------------------------------------------------------------
 
 
-def item_to_proto(item: types.Item) -> epb.Item:
-    """An item of the contract."""
-    return epb.Item(id=item.id, text=item.text, attributes=item.attributes)
+def items_to_proto(items: Iterable[types.Item]) -> Iterator[epb.Item]:
+    """Items of the contract.
+
+    Raises:
+        InvalidArgumentError: an item that no message can hold; it is named by position.
+    """
+    for index, item in enumerate(items):
+        try:
+            message = epb.Item(id=item.id, text=item.text, attributes=item.attributes)
+        except ValueError as error:
+            raise _cannot_be_sent(f"items[{index}]", error) from error
+        yield message
 
 
 def item_from_proto(message: epb.Item) -> types.Item:
@@ -223,23 +234,30 @@ def embedder_info_from_proto(message: epb.GetInfoResponse) -> types.EmbedderInfo
 # --- Predictor ------------------------------------------------------------------------------------
 
 
-def event_to_proto(event: types.Event) -> event_service_pb2.Event:
-    """An event of the contract.
+def events_to_proto(
+    events: Iterable[types.Event], field: str = "events"
+) -> Iterator[event_service_pb2.Event]:
+    """Events of the contract; `field` is what the request calls them.
 
     Raises:
-        InvalidArgumentError: its timestamp has no zone.
+        InvalidArgumentError: an event that no message can hold, or whose timestamp has no zone;
+            it is named by position.
     """
-    message = event_service_pb2.Event(
-        user_id=event.user_id,
-        behavior_type=event.behavior_type,
-        item_id=event.item_id,
-        text=event.text,
-        event_id=event.event_id,
-        attributes=event.attributes,
-    )
-    if event.timestamp is not None:
-        message.timestamp.CopyFrom(timestamp_to_proto(event.timestamp))
-    return message
+    for index, event in enumerate(events):
+        try:
+            message = event_service_pb2.Event(
+                user_id=event.user_id,
+                behavior_type=event.behavior_type,
+                item_id=event.item_id,
+                text=event.text,
+                event_id=event.event_id,
+                attributes=event.attributes,
+            )
+            if event.timestamp is not None:
+                message.timestamp.CopyFrom(timestamp_to_proto(event.timestamp))
+        except ValueError as error:
+            raise _cannot_be_sent(f"{field}[{index}]", error) from error
+        yield message
 
 
 def event_from_proto(message: event_service_pb2.Event) -> types.Event:
@@ -267,11 +285,11 @@ def query_to_proto(query: types.PredictionQuery) -> prediction_service_pb2.Predi
     """A query of the contract.
 
     Raises:
-        InvalidArgumentError: a timestamp of the history has no zone.
+        InvalidArgumentError: an event of the history as in `events_to_proto`.
     """
     message = prediction_service_pb2.PredictionQuery(
         user_id=query.user_id,
-        history=[event_to_proto(event) for event in query.history],
+        history=events_to_proto(query.history, "history"),
         allow_item_ids=query.allow_item_ids,
         deny_item_ids=query.deny_item_ids,
     )

@@ -54,6 +54,21 @@ class Page(Generic[T]):
     """Gives the next page; empty on the last one."""
 
 
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """The outcome of sending many items or events in several calls."""
+
+    sent: int
+    """Items or events that the caller gave; written + duplicates + failed."""
+    written: int
+    duplicates: int
+    """Events ignored because their event_id was known."""
+    failed: int
+    """Those that the service refused."""
+    failures: tuple[Failure, ...]
+    """The first 1,000 of them."""
+
+
 # --- Embedder -------------------------------------------------------------------------------------
 
 
@@ -89,7 +104,7 @@ class UpsertResult:
     failures: tuple[Failure, ...]
     """Items not written."""
     seq: int
-    """The write's position in the store's order; of several calls, the last one's."""
+    """The write's position in the store's order."""
     timings: Timings
 
 
