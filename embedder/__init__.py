@@ -1,1 +1,1 @@
-"""Text to vectors and nearest neighbours: the embedder service."""
+"""The service that owns text -> vector and the FAISS indexes."""

@@ -35,11 +35,13 @@ OPTIONS: list[tuple[str, Any]] = [
 
 
 @contextlib.asynccontextmanager
-async def running(settings: ServiceSettings, register: Register) -> AsyncIterator[str]:
+async def running(
+    settings: ServiceSettings, register: Register, end_streams: Callable[[], None] | None = None
+) -> AsyncIterator[str]:
     """Serves while the block runs, and gives the address; health says SERVING in it.
 
-    At the end: NOT_SERVING, `drain_s` later new calls are refused, calls in flight get
-    `grace_s`.
+    At the end: NOT_SERVING, `drain_s` later new calls are refused, `end_streams` is called (to end
+    calls that would go on for ever), calls in flight get `grace_s`.
 
     Raises:
         OSError: the port is taken or the address is none of this machine's.
@@ -68,10 +70,19 @@ async def running(settings: ServiceSettings, register: Register) -> AsyncIterato
     finally:
         await servicer.enter_graceful_shutdown()
         await asyncio.sleep(settings.drain_s)
-        await server.stop(settings.grace_s)
+        stopping = asyncio.ensure_future(server.stop(settings.grace_s))
+        await asyncio.sleep(0)  # lets it begin: streams that end now cannot come back
+        if end_streams is not None:
+            end_streams()
+        await stopping
 
 
-async def serve(program: str, settings: ServiceSettings, register: Register) -> None:
+async def serve(
+    program: str,
+    settings: ServiceSettings,
+    register: Register,
+    end_streams: Callable[[], None] | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Prints `PROGRAM ready at HOST:PORT` on the standard output once it does; everything else
@@ -81,7 +92,7 @@ async def serve(program: str, settings: ServiceSettings, register: Register) -> 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, register) as address:
+    async with running(settings, register, end_streams) as address:
         sys.stdout.write(f"{program} ready at {address}\n")
         sys.stdout.flush()
         await stop.wait()

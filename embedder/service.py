@@ -1,0 +1,388 @@
+"""EmbedderService over gRPC: parse, call, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+
+from embedder.batcher import Batcher, Timing
+from embedder.collections import Collection, Collections, checked_block, no_item
+from embedder.index import Filter, Hits
+from embedder.text_cache import Encoded, TextCache
+from embedder.watch import Watches
+from foretell import checks, limits
+from foretell.common.v1 import common_pb2
+from foretell.embedder.v1 import embedder_service_pb2 as pb
+from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
+from foretell.errors import FailedPreconditionError, InvalidArgumentError
+from foretell.vectors import Vectors, to_block
+
+M = TypeVar("M", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+NAME = "foretell.embedder.v1.EmbedderService"
+
+PAGE_BYTES = limits.MESSAGE_BYTES // 2
+"""Where a page of very long texts is cut short."""
+
+TEXT_OR_DERIVED = (pb.COLLECTION_KIND_TEXT, pb.COLLECTION_KIND_DERIVED)
+
+
+@dataclass(frozen=True)
+class About:
+    """What GetInfo says of the process; it does not change."""
+
+    version: str
+    encoder: str
+    pooling: str
+    cols: int
+    max_tokens: int
+    device: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of a Search."""
+
+    vectors: Vectors
+    """Shape (queries, cols); failed ones are zero."""
+    failures: list[common_pb2.ElementFailure]
+    missing_ids: list[str]
+    timing: Timing
+
+
+class EmbedderService(rpc.EmbedderServiceServicer):
+    """The methods. Without collections (encode-only) just Embed and GetInfo work."""
+
+    def __init__(
+        self,
+        about: About,
+        batcher: Batcher,
+        texts: TextCache,
+        collections: Collections | None,
+        searching: ThreadPoolExecutor,
+    ) -> None:
+        self._about = about
+        self._batcher = batcher
+        self._texts = texts
+        self._kept = collections
+        self._searching = searching
+        self._watches = None if collections is None else Watches(collections)
+
+    def stop_watches(self) -> None:
+        """Ends all open WatchItems with UNAVAILABLE, so that the server can stop."""
+        if self._watches is not None:
+            self._watches.stop()
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """Encodes texts, in a collection's space if one is named."""
+        started = time.perf_counter()
+        checks.count(len(request.texts), "texts", limits.BATCH)
+        collection = None
+        if request.collection:
+            collection = self._collections.get(request.collection, *TEXT_OR_DERIVED)
+        cols = self._about.cols if collection is None else collection.row.cols
+        element_type = request.element_type or common_pb2.ELEMENT_TYPE_FLOAT32
+        to_block(np.empty((0, cols)), element_type)  # refuses an unknown type before the work
+        _check_answer(len(request.texts) * cols * 4, "texts")
+        good, failures = checks.split(
+            request.texts, lambda text, index: checks.text(text, f"texts[{index}]")
+        )
+        encoded = await self._texts.encode([request.texts[index] for index in good])
+        vectors = np.zeros((len(request.texts), cols), np.float32)
+        if good:
+            vectors[good] = _in_space(collection, encoded.vectors)
+        return pb.EmbedResponse(
+            vectors=to_block(vectors, element_type),
+            failures=failures,
+            timings=_timings(started, encoded.timing),
+        )
+
+    async def UpsertItems(
+        self, request: pb.UpsertItemsRequest, context: Context
+    ) -> pb.UpsertItemsResponse:
+        """Inserts or replaces items of a text collection."""
+        started = time.perf_counter()
+        response = await self._collections.upsert_items(request)
+        response.timings.total_us = _since(started)
+        return response
+
+    async def PutVectors(
+        self, request: pb.PutVectorsRequest, context: Context
+    ) -> pb.PutVectorsResponse:
+        """Inserts or replaces vectors or residuals."""
+        return await self._collections.put_vectors(request)
+
+    async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
+        """Reads items by id."""
+        checks.ids(request.ids, "ids")
+        collection = self._collections.get(request.collection)
+        if request.include_vectors:
+            _check_answer(len(request.ids) * collection.row.cols * 4, "ids")
+        return await asyncio.to_thread(self._items, collection, request)
+
+    async def ListItems(
+        self, request: pb.ListItemsRequest, context: Context
+    ) -> pb.ListItemsResponse:
+        """Lists items in the order of their ids."""
+        page_size = checks.page_size(request.page_size)
+        collection = self._collections.get(request.collection)
+        after = _read_page_token(request.page_token)
+        return await asyncio.to_thread(self._page, collection, after, page_size)
+
+    async def DeleteItems(
+        self, request: pb.DeleteItemsRequest, context: Context
+    ) -> pb.DeleteItemsResponse:
+        """Deletes items."""
+        return await self._collections.delete_items(request)
+
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        """Finds the nearest vectors of many queries."""
+        started = time.perf_counter()
+        k = checks.k(request.k if request.HasField("k") else None)
+        collection = self._collections.get(request.collection)
+        queries = await self._queries(request, collection)
+        count = len(queries.vectors)
+        checks.filters(request.filters, count)
+        if request.include_vectors:
+            _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")
+        searching = time.perf_counter()
+        filters = [_filter(each) for each in request.filters] * (
+            count if len(request.filters) == 1 else 1
+        )
+        hits = await asyncio.get_running_loop().run_in_executor(
+            self._searching,
+            lambda: collection.index.search(
+                queries.vectors, k, filters, include_vectors=request.include_vectors
+            ),
+        )
+        failed = {failure.index for failure in queries.failures}
+        response = pb.SearchResponse(
+            results=[
+                pb.SearchResult() if index in failed else _result(each)
+                for index, each in enumerate(hits)
+            ],
+            failures=queries.failures,
+            missing_ids=dict.fromkeys([*queries.missing_ids, *_unknown(collection, request)]),
+            timings=_timings(started, queries.timing, search_us=_since(searching)),
+        )
+        return _fitting(response, "k")
+
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Context
+    ) -> pb.CreateCollectionResponse:
+        """Creates a collection."""
+        return await self._collections.create(request)
+
+    async def ListCollections(
+        self, request: pb.ListCollectionsRequest, context: Context
+    ) -> pb.ListCollectionsResponse:
+        """Lists all collections."""
+        return pb.ListCollectionsResponse(collections=self._collections.messages())
+
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Context
+    ) -> pb.DeleteCollectionResponse:
+        """Deletes a collection."""
+        return await self._collections.delete(request)
+
+    async def WatchItems(
+        self, request: pb.WatchItemsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchItemsResponse]:
+        """Follows the vectors of a collection."""
+        self._collections.get(request.collection)
+        assert self._watches is not None
+        async for changes in self._watches.watch(request.collection, request.after_seq):
+            yield pb.WatchItemsResponse(
+                ids=changes.ids,
+                vectors=to_block(changes.vectors),
+                deleted_ids=changes.deleted_ids,
+                seq=changes.seq,
+                caught_up=changes.caught_up,
+            )
+
+    async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.GetInfoResponse:
+        """Says what runs here."""
+        return pb.GetInfoResponse(
+            version=self._about.version,
+            encoder=self._about.encoder,
+            pooling=self._about.pooling,
+            cols=self._about.cols,
+            max_tokens=self._about.max_tokens,
+            device=self._about.device,
+            libraries=self._about.libraries,
+            has_store=self._kept is not None,
+            texts_encoded=self._batcher.texts_encoded,
+            texts_cached=self._texts.texts_cached,
+        )
+
+    @property
+    def _collections(self) -> Collections:
+        if self._kept is None:
+            raise FailedPreconditionError(
+                "this embedder only encodes: it was started without a data directory",
+                reason="NO_STORE",
+            )
+        return self._kept
+
+    def _items(self, collection: Collection, request: pb.GetItemsRequest) -> pb.GetItemsResponse:
+        """The items asked for; called in a thread."""
+        found = self._collections.items(collection, request.ids)
+        vectors = collection.index.get(request.ids) if request.include_vectors else None
+        if vectors is not None:  # deleted between the two reads
+            found = {id: item for id, item in found.items() if id in vectors}
+        present = [id for id in request.ids if id in found]
+        response = pb.GetItemsResponse(
+            items=[found[id] for id in present],
+            missing_ids=dict.fromkeys(id for id in request.ids if id not in found),
+        )
+        if vectors is not None:
+            block = np.array([vectors[id] for id in present], np.float32)
+            response.vectors.CopyFrom(to_block(block.reshape(-1, collection.row.cols)))
+        return _fitting(response, "ids")
+
+    def _page(self, collection: Collection, after: str, page_size: int) -> pb.ListItemsResponse:
+        """A page of items; called in a thread."""
+        response = pb.ListItemsResponse()
+        size = 0
+        for item in self._collections.items_after(collection, after):
+            if len(response.items) == page_size or size > PAGE_BYTES:
+                response.next_page_token = _page_token(response.items[-1].id)
+                break
+            size += item.ByteSize()
+            response.items.append(item)
+        return response
+
+    async def _queries(self, request: pb.SearchRequest, collection: Collection) -> _Queries:
+        """Reads the queries, and has texts encoded."""
+        match request.WhichOneof("queries"):
+            case "vectors":
+                vectors = checked_block(request.vectors, "vectors", collection.row.cols)
+                checks.count(len(vectors), "vectors", limits.QUERIES)
+                good, failures = checks.split(vectors, checks.finite_row(vectors, "vectors"))
+                return _queries(collection, len(vectors), good, vectors[good], failures)
+            case "texts":
+                return await self._text_queries(request.texts.texts, collection)
+            case "ids":
+                return _id_queries(request.ids.ids, collection)
+            case _:
+                raise InvalidArgumentError(
+                    "queries is not set", reason="NO_QUERIES", field="queries"
+                )
+
+    async def _text_queries(self, texts: Sequence[str], collection: Collection) -> _Queries:
+        checks.count(len(texts), "texts.texts", limits.QUERIES)
+        self._collections.get(collection.row.name, *TEXT_OR_DERIVED)
+        good, failures = checks.split(
+            texts, lambda text, index: checks.text(text, f"texts.texts[{index}]")
+        )
+        encoded: Encoded = await self._texts.encode([texts[index] for index in good])
+        vectors = _in_space(collection, encoded.vectors)
+        return _queries(collection, len(texts), good, vectors, failures, encoded.timing)
+
+
+def _queries(
+    collection: Collection,
+    count: int,
+    good: Sequence[int],
+    vectors: Vectors,
+    failures: list[common_pb2.ElementFailure],
+    timing: Timing | None = None,
+    missing_ids: Sequence[str] = (),
+) -> _Queries:
+    """Puts the vectors of the good queries in their places."""
+    block = np.zeros((count, collection.row.cols), np.float32)
+    if len(good):
+        block[list(good)] = vectors
+    return _Queries(block, failures, list(missing_ids), timing or Timing())
+
+
+def _id_queries(ids: Sequence[str], collection: Collection) -> _Queries:
+    checks.count(len(ids), "ids.ids", limits.QUERIES)
+    known = collection.index.get(ids)
+
+    def check(id: str, index: int) -> None:
+        checks.identifier(id, f"ids.ids[{index}]")
+        if id not in known:
+            raise no_item(id, f"ids.ids[{index}]")
+
+    good, failures = checks.split(ids, check)
+    vectors = np.array([known[ids[index]] for index in good], np.float32)
+    missing = [ids[each.index] for each in failures if ids[each.index] not in known]
+    return _queries(collection, len(ids), good, vectors, failures, missing_ids=missing)
+
+
+def _in_space(collection: Collection | None, vectors: Vectors) -> Vectors:
+    """Text vectors in a collection's space."""
+    if collection is None or collection.projection is None:
+        return vectors
+    return collection.projection.apply(vectors)
+
+
+def _filter(message: pb.QueryFilter) -> Filter:
+    return Filter(tuple(message.allow_ids) or None, frozenset(message.deny_ids))
+
+
+def _unknown(collection: Collection, request: pb.SearchRequest) -> list[str]:
+    """Ids of allow lists that the collection lacks."""
+    asked = list(dict.fromkeys(id for each in request.filters for id in each.allow_ids))
+    return [id for id, known in zip(asked, collection.index.known(asked), strict=True) if not known]
+
+
+def _result(hits: Hits) -> pb.SearchResult:
+    result = pb.SearchResult(ids=hits.ids, scores=hits.scores.astype("<f4").tobytes())
+    if hits.vectors is not None:
+        result.vectors.CopyFrom(to_block(hits.vectors))
+    return result
+
+
+def _timings(started: float, timing: Timing, search_us: int = 0) -> common_pb2.Timings:
+    return common_pb2.Timings(
+        total_us=_since(started),
+        queue_us=timing.queue_us,
+        tokenize_us=timing.tokenize_us,
+        forward_us=timing.forward_us,
+        search_us=search_us,
+    )
+
+
+def _since(started: float) -> int:
+    return int((time.perf_counter() - started) * 1e6)
+
+
+def _check_answer(size: int, field: str) -> None:
+    """Refuses a request whose answer no message can hold."""
+    if size > limits.MESSAGE_BYTES:
+        raise InvalidArgumentError(
+            f"the answer would have {size:,} bytes; a message has at most "
+            f"{limits.MESSAGE_BYTES:,}: ask for less at once",
+            reason="ANSWER_TOO_LARGE",
+            field=field,
+        )
+
+
+def _fitting(response: M, field: str) -> M:
+    _check_answer(response.ByteSize(), field)
+    return response
+
+
+def _page_token(last_id: str) -> str:
+    return base64.urlsafe_b64encode(last_id.encode()).decode()
+
+
+def _read_page_token(token: str) -> str:
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise checks.bad_page_token() from None

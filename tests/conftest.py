@@ -1,0 +1,40 @@
+"""Fixtures that several packages' tests share. Real services run once per session."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.process import ServiceProcess, started
+
+
+@pytest.fixture(scope="session")
+def embedder_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's embedder writes its log."""
+    return tmp_path_factory.mktemp("embedder") / "log"
+
+
+@pytest.fixture(scope="session")
+def embedder_address(tmp_path_factory: pytest.TempPathFactory, embedder_log: Path) -> Iterator[str]:
+    """A real embedder process with a data directory, shared by all tests of the session.
+
+    Tests that need an empty `items` use collections of their own instead.
+    """
+    data = tmp_path_factory.mktemp("embedder-data")
+    arguments = ["--port", "0", "--data-dir", str(data)]
+    with started("embedder", arguments, log=embedder_log) as service:
+        yield service.address
+
+
+@pytest.fixture
+def start_embedder(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
+    """Starts embedders of a test's own, with the given flags; stops those that still run."""
+    with contextlib.ExitStack() as running:
+
+        def start(*arguments: str) -> ServiceProcess:
+            return running.enter_context(
+                started("embedder", ["--port", "0", *arguments], log=tmp_path / "embedder.log")
+            )
+
+        yield start
