@@ -5,7 +5,9 @@ tokens from left to right; two linear heads follow. The score of an item as the 
 inner product of query and item vector, so that retrieval is a search in the item index.
 
 The encoder `lstm` is the classic of Hochreiter and Schmidhuber (1997) with the forget gate of
-Gers et al. (2000), whose bias starts at one (Jozefowicz et al., 2015).
+Gers et al. (2000), whose bias starts at one (Jozefowicz et al., 2015). Beside it, traces of the
+vectors and types read so far, which fade with fixed half-lives, lead straight to the heads: a
+recurrent state of this size does not hold which of ten thousand products a household buys again.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from predictor.history import GAPS, HistoryBatch, Ints, starts
 
 MODEL_TYPES = ("lstm",)
 
+HALF_LIVES = (10.0, 40.0, 160.0)
+"""Of the traces, in events: about the last shopping basket, the last month, the last year."""
+
 _BATCH_TOKENS = 65_536
 """Padded tokens of one forward pass in `predict`: bounds memory, not speed."""
 
@@ -38,7 +43,7 @@ class NetworkConfig:
     hidden: int = 128
     """State of the recurrent encoder."""
     dropout: float = 0.2
-    """Of tokens and of the encoder's output, in training."""
+    """In training, of numbers in tokens and states, and of whole events in the traces."""
     model_type: str = "lstm"
     """One of MODEL_TYPES."""
 
@@ -77,11 +82,14 @@ class SequenceNetwork(nn.Module):
         self.unknown = nn.Parameter(torch.zeros(dims))
         self.token_norm = nn.LayerNorm(dims)
         self.encoder = nn.LSTM(dims, hidden, batch_first=True)
-        self.start = nn.Parameter(torch.zeros(hidden))
+        types = config.behavior_types + 1
+        self.width = hidden + len(HALF_LIVES) * (dims + types)
+        self.start = nn.Parameter(torch.zeros(self.width))
         self.output_norm = nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(config.dropout)
-        self.type_head = nn.Linear(hidden, config.behavior_types)
+        self.type_head = nn.Linear(hidden + len(HALF_LIVES) * types, config.behavior_types)
         self.query_head = nn.Linear(hidden, dims)
+        self.trace_weight = nn.Parameter(torch.full((len(HALF_LIVES), dims), 0.2))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -104,17 +112,40 @@ class SequenceNetwork(nn.Module):
             gaps: (batch, time) int64.
 
         Returns:
-            (batch, time, hidden). Padding on the right changes nothing before it.
+            (batch, time, width): the encoder's output, then the traces. Padding on the right
+            changes nothing before it.
         """
         tokens = torch.where(known.unsqueeze(-1), vectors, self.unknown)
         tokens = tokens + self.type_embedding(types) + self.gap_embedding(gaps)
         states, _ = self.encoder(self.dropout(self.token_norm(tokens)))
-        return states  # type: ignore[no-any-return]  # nn.LSTM is not typed
+        one_hot = nn.functional.one_hot(types, self.config.behavior_types + 1)
+        return torch.cat([states, self._traces(torch.cat([vectors, one_hot], -1))], -1)
+
+    def _traces(self, events: Tensor) -> Tensor:
+        """Fading sums of (batch, time, size) up to each time: (batch, time, half-lives * size).
+
+        They are divided by the root of the sum of weights, which keeps short and long histories
+        at about the same scale, but, other than a mean, lets an item count more that came often.
+        """
+        if self.training and self.config.dropout:
+            keep = torch.rand(*events.shape[:2], 1, device=events.device) >= self.config.dropout
+            events = events * keep / (1 - self.config.dropout)
+        time = torch.arange(events.shape[1], device=events.device)
+        age = time[:, None] - time[None, :]
+        traces = []
+        for half_life in HALF_LIVES:
+            weight = torch.where(age >= 0, 0.5 ** (age / half_life), 0.0)
+            traces.append((weight / weight.sum(1, keepdim=True).sqrt()) @ events)
+        return torch.cat(traces, -1)
 
     def heads(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Type logits (rows, behavior_types) and queries (rows, dims) of states (rows, hidden)."""
-        states = self.dropout(self.output_norm(states))
-        return self.type_head(states), self.query_head(states)
+        """Type logits (rows, behavior_types) and queries (rows, dims) of states (rows, width)."""
+        hidden, dims = self.config.hidden, self.config.dims
+        encoded = self.dropout(self.output_norm(states[:, :hidden]))
+        traces = states[:, hidden:].reshape(len(states), len(HALF_LIVES), -1)
+        of_types = traces[:, :, dims:].flatten(1)
+        query = self.query_head(encoded) + (traces[:, :, :dims] * self.trace_weight).sum(1)
+        return self.type_head(torch.cat([encoded, of_types], -1)), query
 
     @torch.inference_mode()
     def predict(self, batch: HistoryBatch) -> Outputs:
@@ -130,7 +161,7 @@ class SequenceNetwork(nn.Module):
         return Outputs(logits, queries)
 
     def _last_states(self, batch: HistoryBatch, chosen: Ints) -> Tensor:
-        """(len(chosen), hidden): the state at the end of each history, `start` for empty ones."""
+        """(len(chosen), width): the state at the end of each history, `start` for empty ones."""
         lengths = batch.lengths[chosen]
         longest = int(lengths.max())
         device = self.start.device

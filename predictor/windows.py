@@ -1,0 +1,152 @@
+"""Training sequences: long histories in overlapping windows, all positions of which are learned.
+
+For each basket the context is the last event before it. The logits of a context are computed once
+and shared by the lines of the basket; a basket never sees its own lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor.data import Events, ragged
+from predictor.history import Ints, gap_buckets
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows, padded on the right, with what follows their contexts."""
+
+    item: Ints
+    """(windows, time) item of each event; negative where there is none, and in the padding."""
+    text: Ints
+    """(windows, time) the same for texts."""
+    type: Ints
+    """(windows, time)."""
+    gap: Ints
+    """(windows, time)."""
+    context: Ints
+    """(contexts,) position in the flattened (windows * time); -1: nothing came before."""
+    row: Ints
+    """(lines,) ascending: the context that a line of a basket belongs to."""
+    line_item: Ints
+    """(lines,) negative where the line has no item of the catalogue."""
+    line_type: Ints
+    """(lines,)."""
+    weight: NDArray[np.float32]
+    """(lines,) each basket's lines sum to basket size ** basket_power."""
+
+
+class Windows:
+    """The windows of some events.
+
+    A user's events are cut into windows of `length`, each starting half a window after the one
+    before. A context belongs to the first window in which at least half a window lies before it (or
+    the user's whole history does), so every basket is learned once, and from about as long a
+    history as serving reads.
+    """
+
+    def __init__(self, events: Events, length: int, basket_power: float = 1.0) -> None:
+        self._events = events
+        self._basket_power = basket_power
+        stride = max(1, length // 2)
+        first_of_user = events.first_of_user
+        users = np.flatnonzero(np.diff(first_of_user))
+        begin, events_of = first_of_user[users], np.diff(first_of_user)[users]
+        windows_of = 1 + np.maximum(0, -(-(events_of - length) // stride))
+        number = ragged(np.zeros(len(users), np.int64), windows_of)
+        self.begin: Ints = np.repeat(begin, windows_of) + number * stride
+        self.lengths: Ints = np.minimum(
+            length, np.repeat(begin + events_of, windows_of) - self.begin
+        )
+        self._assign_contexts(begin, windows_of, length, stride)
+
+    def _assign_contexts(self, begin: Ints, windows_of: Ints, length: int, stride: int) -> None:
+        """For each basket: its window, and the offset of its context in there (-1: none)."""
+        events = self._events
+        first_of_basket = events.first_of_basket[:-1]
+        # Users without events have no window: count the others only.
+        position = np.cumsum(np.diff(events.first_of_user) > 0) - 1
+        user = position[events.user[first_of_basket]]
+        offset = first_of_basket - 1 - begin[user]
+        # Contexts beyond the first window belong to window k where length + (k-1) * stride <=
+        # offset < length + k * stride.
+        number = np.maximum(0, (offset - length) // stride + 1)
+        first_window = np.cumsum(windows_of) - windows_of
+        window = first_window[user] + number
+        # Baskets lie in the order of users and time, so windows ascend.
+        self._offset = np.where(offset < 0, -1, offset - number * stride)
+        self._first_basket = np.searchsorted(window, np.arange(len(self.begin) + 1))
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+    @cached_property
+    def contexts(self) -> Ints:
+        """(windows,) contexts of each window."""
+        return np.diff(self._first_basket)
+
+    def batch(self, chosen: Ints) -> Batch:
+        """Gathers some windows."""
+        events = self._events
+        lengths = self.lengths[chosen]
+        time = int(lengths.max())
+        real = np.arange(time) < lengths[:, None]
+        at = np.where(real, self.begin[chosen][:, None] + np.arange(time), 0)
+        gap = np.zeros(real.shape, np.int64)
+        if events.has_times:
+            gap[real] = gap_buckets(events.timestamp[at[real]], lengths)
+        baskets_of = self.contexts[chosen]
+        basket = ragged(self._first_basket[chosen], baskets_of)
+        offset = self._offset[basket]
+        context = np.where(
+            offset < 0, -1, offset + np.repeat(np.arange(len(chosen)), baskets_of) * time
+        )
+        size = np.diff(events.first_of_basket)[basket]
+        line = ragged(events.first_of_basket[basket], size)
+        row = np.repeat(np.arange(len(basket)), size)
+        weight = (size ** (self._basket_power - 1.0)).astype(np.float32)
+        return Batch(
+            item=np.where(real, events.item[at], -1),
+            text=np.where(real, events.text[at], -1),
+            type=events.type[at],
+            gap=gap,
+            context=context,
+            row=row,
+            line_item=events.item[line],
+            line_type=events.type[line],
+            weight=weight[row],
+        )
+
+    def epoch(self, contexts: int, tokens: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """All windows once, in random order, those of like length together.
+
+        Args:
+            contexts: a batch is closed once it has this many,
+            tokens: or this many padded events.
+            rng: gives the order.
+        """
+        # Noise on the length mixes windows of nearly the same one anew each epoch.
+        by = np.argsort(self.lengths * rng.uniform(0.9, 1.1, len(self)), kind="stable")
+        batches = self._divide(by, contexts, tokens)
+        for index in rng.permutation(len(batches)):
+            yield self.batch(batches[index])
+
+    def steps(self, contexts: int, tokens: int) -> int:
+        """About how many batches an epoch has."""
+        return len(self._divide(np.argsort(self.lengths, kind="stable"), contexts, tokens))
+
+    def _divide(self, by: Ints, contexts: int, tokens: int) -> list[Ints]:
+        batches: list[Ints] = []
+        begin = have_contexts = longest = 0
+        for position, window in enumerate(by):
+            longest = max(longest, int(self.lengths[window]))
+            have_contexts += int(self.contexts[window])
+            if have_contexts >= contexts or longest * (position + 1 - begin) >= tokens:
+                batches.append(by[begin : position + 1])
+                begin, have_contexts, longest = position + 1, 0, 0
+        return [*batches, by[begin:]] if begin < len(by) else batches
