@@ -73,7 +73,12 @@ class Database:
         self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._closed = False
         self._connections: list[sqlite3.Connection] = []
-        self._open_schema(schema + _REQUESTS, version)
+        try:
+            self._open_schema(schema + _REQUESTS, version)
+        except BaseException:
+            for connection in self._connections:
+                connection.close()
+            raise
         self._writer = threading.Thread(target=self._run, name=f"write {path.name}", daemon=True)
         self._writer.start()
 
@@ -217,36 +222,59 @@ def once(
     Raises (when run):
         InvalidArgumentError: the request_id came with another request before.
     """
-    request_id: str = request.request_id  # type: ignore[attr-defined]
-    if not request_id:
+    if not _request_id(request):
         return lambda connection: (apply(connection), True)
-    kind = request.DESCRIPTOR.full_name.encode()
-    digest = hashlib.sha256(kind + request.SerializeToString(deterministic=True)).digest()
+    digest = _digest(request)
 
     def apply_once(connection: sqlite3.Connection) -> tuple[M, bool]:
         now = time.time()
         connection.execute(
             "DELETE FROM requests WHERE created_at < ?", (now - limits.REQUEST_ID_SECONDS,)
         )
-        row = connection.execute(
-            "SELECT digest, response FROM requests WHERE request_id = ?", (request_id,)
-        ).fetchone()
-        if row is not None:
-            if row[0] != digest:
-                raise InvalidArgumentError(
-                    f"request_id {request_id!r} came with another request before",
-                    reason="REQUEST_ID_REUSED",
-                    field="request_id",
-                )
-            return response_type.FromString(row[1]), False
+        first = first_answer(connection, request, response_type)
+        if first is not None:
+            return first, False
         response = apply(connection)
         connection.execute(
             "INSERT INTO requests VALUES (?, ?, ?, ?)",
-            (request_id, digest, response.SerializeToString(), now),
+            (_request_id(request), digest, response.SerializeToString(), now),
         )
         return response, True
 
     return apply_once
+
+
+def first_answer(
+    connection: sqlite3.Connection, request: Message, response_type: type[M]
+) -> M | None:
+    """The answer that `once` kept for this request, if it has one.
+
+    Raises:
+        InvalidArgumentError: the request_id came with another request before.
+    """
+    row = connection.execute(
+        "SELECT digest, response FROM requests WHERE request_id = ? AND created_at >= ?",
+        (_request_id(request), time.time() - limits.REQUEST_ID_SECONDS),
+    ).fetchone()
+    if row is None:
+        return None
+    if row[0] != _digest(request):
+        raise InvalidArgumentError(
+            f"request_id {_request_id(request)!r} came with another request before",
+            reason="REQUEST_ID_REUSED",
+            field="request_id",
+        )
+    return response_type.FromString(row[1])
+
+
+def _request_id(request: Message) -> str:
+    request_id: str = request.request_id  # type: ignore[attr-defined]
+    return request_id
+
+
+def _digest(request: Message) -> bytes:
+    kind = request.DESCRIPTOR.full_name.encode()
+    return hashlib.sha256(kind + request.SerializeToString(deterministic=True)).digest()
 
 
 def _typed(error: Exception) -> Exception:

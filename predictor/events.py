@@ -1,0 +1,292 @@
+"""The event store: what users did, in SQLite.
+
+Users, behavior types and texts are rows of their own, so that an event is a few integers. Events
+of one user are read by the index (user, time, event); `event` grows with every insert, so events
+of one time keep the order in which they came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretell import limits
+from foretell.errors import InvalidArgumentError
+from serving.database import Database
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS users (
+    user INTEGER PRIMARY KEY,
+    user_id TEXT NOT NULL UNIQUE
+);
+CREATE TABLE IF NOT EXISTS types (
+    type INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    events INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS events (
+    event INTEGER PRIMARY KEY AUTOINCREMENT,
+    user INTEGER NOT NULL,
+    type INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    item_id TEXT,
+    text INTEGER,
+    event_id TEXT,
+    attributes TEXT
+);
+CREATE INDEX IF NOT EXISTS events_of_user ON events (user, time, event);
+CREATE UNIQUE INDEX IF NOT EXISTS events_event_id ON events (event_id) WHERE event_id IS NOT NULL;
+"""
+
+POPULAR_EVENTS = 100_000
+"""Latest stored events that `popular` counts."""
+
+PAGE_BYTES = 16 * 1024 * 1024
+"""A page of ListEvents ends early when its texts and attributes are larger than this, so that it
+stays below the message limit."""
+
+
+class PastEvent(NamedTuple):
+    """An event as a prediction reads it."""
+
+    behavior_type: str
+    time_us: int
+    item_id: str
+    """Empty where there is none."""
+    text_id: str
+    """Empty where there is no text."""
+    text: str
+    """Of stored events only where it was asked for."""
+
+
+class StoredEvent(NamedTuple):
+    """An event as it was ingested, with its place in the order of the list."""
+
+    time_us: int
+    event: int
+    behavior_type: str
+    item_id: str
+    text: str
+    event_id: str
+    attributes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the store holds."""
+
+    events: int
+    users: int
+    pending_texts: int
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """How often items occur in the latest events."""
+
+    events: int
+    """Number of these events, with or without an item."""
+    items: dict[str, int]
+    """Occurrences by item id: most frequent first, of equals the latest."""
+
+
+class EventStore:
+    """Reads of the events in a Database; writes are functions of a connection for `db.write`."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._clock = Clock()
+
+    def now(self, events: int) -> int:
+        """The first of `events` successive microseconds of the clock, none given out before."""
+        return self._clock.reserve(events)
+
+    def history(self, user_id: str, last: int, *, texts: bool = False) -> list[PastEvent]:
+        """The user's last events, oldest first; their texts too if asked for."""
+        text = "coalesce(texts.text, '')" if texts else "''"
+        rows = self.db.connection().execute(
+            f"""
+            SELECT types.name, time, coalesce(item_id, ''), coalesce(text_id, ''), {text}
+            FROM events INDEXED BY events_of_user
+            JOIN types ON types.type = events.type
+            LEFT JOIN texts ON texts.number = events.text
+            WHERE user = (SELECT user FROM users WHERE user_id = ?)
+            ORDER BY time DESC, event DESC LIMIT ?
+            """,
+            (user_id, last),
+        )
+        history = [PastEvent(*row) for row in rows]
+        history.reverse()
+        return history
+
+    def items_of(self, user_id: str) -> tuple[int, list[str]]:
+        """Over the user's last 5,000 events: their number, and the item of each that has one,
+        latest first."""
+        rows = self.db.connection().execute(
+            """
+            SELECT item_id FROM events INDEXED BY events_of_user
+            WHERE user = (SELECT user FROM users WHERE user_id = ?)
+            ORDER BY time DESC, event DESC LIMIT ?
+            """,
+            (user_id, limits.HISTORY_EVENTS),
+        )
+        items = [item_id for (item_id,) in rows]
+        return len(items), [item_id for item_id in items if item_id is not None]
+
+    def page(
+        self, user_id: str, size: int, before: tuple[int, int] | None
+    ) -> tuple[list[StoredEvent], tuple[int, int] | None]:
+        """Up to `size` events older than `before` (time and event of one), newest first.
+
+        The second value is `before` of the next page; None on the last one.
+        """
+        rows = self.db.connection().execute(
+            """
+            SELECT time, event, types.name, item_id, texts.text, event_id, attributes
+            FROM events INDEXED BY events_of_user
+            JOIN types ON types.type = events.type
+            LEFT JOIN texts ON texts.number = events.text
+            WHERE user = (SELECT user FROM users WHERE user_id = ?) AND (time, event) < (?, ?)
+            ORDER BY time DESC, event DESC LIMIT ?
+            """,
+            (user_id, *(before or (2**63 - 1, 2**63 - 1)), size + 1),
+        )
+        page: list[StoredEvent] = []
+        characters = 0
+        for time_us, event, name, item_id, text, event_id, attributes in rows:
+            characters += len(text or "") + len(attributes or "")
+            # A character takes up to four bytes in UTF-8.
+            if len(page) == size or (page and characters * 4 > PAGE_BYTES):
+                return page, (page[-1].time_us, page[-1].event)
+            page.append(
+                StoredEvent(
+                    time_us,
+                    event,
+                    name,
+                    item_id or "",
+                    text or "",
+                    event_id or "",
+                    json.loads(attributes) if attributes else {},
+                )
+            )
+        return page, None
+
+    def counts(self) -> Counts:
+        """What the store holds."""
+        with self.db.snapshot() as connection:
+            (events,) = connection.execute("SELECT coalesce(sum(events), 0) FROM types").fetchone()
+            (users,) = connection.execute("SELECT count(*) FROM users").fetchone()
+            (pending,) = connection.execute(
+                "SELECT count(*) FROM texts WHERE state = 0 AND events > 0"
+            ).fetchone()
+        return Counts(events, users, pending)
+
+    def type_counts(self) -> dict[str, int]:
+        """Events by behavior type."""
+        return dict(self.db.connection().execute("SELECT name, events FROM types WHERE events > 0"))
+
+    def change_mark(self) -> tuple[int, int]:
+        """Differs whenever events came or went since."""
+        connection = self.db.connection()
+        row = connection.execute(
+            "SELECT coalesce(max(event), 0), (SELECT coalesce(sum(events), 0) FROM types)"
+            " FROM events"
+        ).fetchone()
+        return row[0], row[1]
+
+    def popular(self) -> Popularity:
+        """Counts items over the latest POPULAR_EVENTS events."""
+        latest = "SELECT event, item_id FROM events ORDER BY event DESC LIMIT ?"
+        with self.db.snapshot() as connection:
+            (events,) = connection.execute(
+                f"SELECT count(*) FROM ({latest})", (POPULAR_EVENTS,)
+            ).fetchone()
+            items = connection.execute(
+                f"""
+                SELECT item_id, count(*) AS times FROM ({latest}) WHERE item_id IS NOT NULL
+                GROUP BY item_id ORDER BY times DESC, max(event) DESC
+                """,
+                (POPULAR_EVENTS,),
+            )
+            return Popularity(events, dict(items))
+
+
+class Clock:
+    """Microseconds of the wall clock, each given out once.
+
+    Events without a timestamp are no basket because they came in one call: each gets its own
+    microsecond, in their order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0
+
+    def reserve(self, count: int) -> int:
+        """The first of `count` successive microseconds."""
+        with self._lock:
+            first = max(time.time_ns() // 1_000, self._next)
+            self._next = first + count
+            return first
+
+
+@dataclass(frozen=True)
+class StoredColumns:
+    """All events of a store, in the order in which they came: what training reads."""
+
+    user_ids: list[str]
+    behavior_types: list[str]
+    timestamps: NDArray[np.int64]
+    """Microseconds since 1970."""
+    item_ids: list[str]
+    """Empty where an event has none."""
+    texts: list[str]
+    """Empty where an event has none."""
+    last_event: int
+    """Number of the last one: what came later has a larger one."""
+
+
+def read_columns(data_dir: Path) -> StoredColumns:
+    """Reads all events of a data directory; the service may run meanwhile.
+
+    Raises:
+        InvalidArgumentError: there is no event store.
+    """
+    path = data_dir / "events.db"
+    if not path.is_file():
+        raise InvalidArgumentError(
+            f"{data_dir} is no data directory of a predictor: it has no events.db",
+            reason="NO_EVENT_STORE",
+            field="store",
+        )
+    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        rows = db.execute(
+            """
+            SELECT users.user_id, types.name, time, coalesce(item_id, ''),
+                   coalesce(texts.text, ''), event
+            FROM events
+            CROSS JOIN users ON users.user = events.user
+            CROSS JOIN types ON types.type = events.type
+            LEFT JOIN texts ON texts.number = events.text
+            ORDER BY event
+            """
+        ).fetchall()
+    users, names, times, item_ids, texts, events = zip(*rows, strict=True) if rows else [()] * 6
+    return StoredColumns(
+        list(map(sys.intern, users)),
+        list(map(sys.intern, names)),
+        np.array(times, np.int64),
+        list(item_ids),
+        list(texts),
+        events[-1] if events else 0,
+    )

@@ -1,0 +1,176 @@
+"""Writes of the event store: functions of a connection, run in a transaction."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from foretell import limits
+
+
+class NewEvent(NamedTuple):
+    """An event to store, checked."""
+
+    user_id: str
+    behavior_type: str
+    time_us: int
+    """Microseconds since 1970."""
+    item_id: str | None
+    text: str | None
+    text_id: str | None
+    event_id: str | None
+    attributes: str | None
+    """A JSON object."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What became of a batch."""
+
+    accepted: int
+    duplicates: int
+    refused: list[int]
+    """Positions of events whose behavior type would be one too many."""
+
+
+def ingest(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> Ingested:
+    """Stores a batch, in its order, within the connection's transaction."""
+    fresh = _without_known(connection, events)
+    types = _type_numbers(connection, dict.fromkeys(events[at].behavior_type for at in fresh))
+    stored = [events[at] for at in fresh if events[at].behavior_type in types]
+    refused = [at for at in fresh if events[at].behavior_type not in types]
+    users = _user_numbers(connection, {event.user_id for event in stored})
+    texts = _text_numbers(connection, stored)
+    connection.executemany(
+        "UPDATE types SET events = events + ? WHERE type = ?",
+        [(count, types[name]) for name, count in Counter(e.behavior_type for e in stored).items()],
+    )
+    connection.executemany(
+        "INSERT INTO events (user, type, time, item_id, text, event_id, attributes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                users[event.user_id],
+                types[event.behavior_type],
+                event.time_us,
+                event.item_id,
+                texts[event.text_id] if event.text_id else None,
+                event.event_id,
+                event.attributes,
+            )
+            for event in stored
+        ],
+    )
+    return Ingested(len(stored), len(events) - len(stored) - len(refused), refused)
+
+
+def _without_known(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> list[int]:
+    """Positions of the events whose event_id is not stored: of equal ones the first."""
+    ids = [event.event_id for event in events if event.event_id]
+    if not ids:
+        return list(range(len(events)))
+    seen: set[str] = {
+        event_id
+        for (event_id,) in connection.execute(
+            "SELECT event_id FROM events WHERE event_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(ids),),
+        )
+    }
+    fresh: list[int] = []
+    for position, event in enumerate(events):
+        if event.event_id is None:
+            fresh.append(position)
+        elif event.event_id not in seen:
+            seen.add(event.event_id)
+            fresh.append(position)
+    return fresh
+
+
+def _type_numbers(connection: sqlite3.Connection, names: Iterable[str]) -> dict[str, int]:
+    """All types by name; new ones are added while there is room."""
+    types: dict[str, int] = dict(connection.execute("SELECT name, type FROM types"))
+    for name in names:
+        if name not in types and len(types) < limits.BEHAVIOR_TYPES:
+            types[name] = _insert(
+                connection, "INSERT INTO types (name, events) VALUES (?, 0)", name
+            )
+    return types
+
+
+def _user_numbers(connection: sqlite3.Connection, user_ids: Iterable[str]) -> dict[str, int]:
+    users: dict[str, int] = {}
+    for user_id in user_ids:
+        row = connection.execute("SELECT user FROM users WHERE user_id = ?", (user_id,)).fetchone()
+        users[user_id] = (
+            row[0]
+            if row
+            else _insert(connection, "INSERT INTO users (user_id) VALUES (?)", user_id)
+        )
+    return users
+
+
+def _text_numbers(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> dict[str, int]:
+    """Rows of the events' texts, by text_id; their counts of events grow."""
+    texts: dict[str, int] = {}
+    uses = Counter(event.text_id for event in events if event.text_id)
+    by_id = {event.text_id: event.text for event in events if event.text_id}
+    for text_id, count in uses.items():
+        # A text that no event had any more may be on its way out of the embedder: it is new again.
+        (texts[text_id],) = connection.execute(
+            """
+            INSERT INTO texts (text_id, text, events, state) VALUES (?, ?, ?, 0)
+            ON CONFLICT (text_id) DO UPDATE SET
+                state = CASE WHEN events = 0 THEN 0 ELSE state END,
+                events = events + excluded.events
+            RETURNING number
+            """,
+            (text_id, by_id[text_id], count),
+        ).fetchone()
+    return texts
+
+
+def _insert(connection: sqlite3.Connection, statement: str, value: str) -> int:
+    number = connection.execute(statement, (value,)).lastrowid
+    assert number is not None
+    return number
+
+
+def delete_user(connection: sqlite3.Connection, user_id: str) -> int:
+    """Deletes a user's events; texts that no event has now are left to be deleted.
+
+    Returns how many events there were.
+    """
+    row = connection.execute("SELECT user FROM users WHERE user_id = ?", (user_id,)).fetchone()
+    if row is None:
+        return 0
+    connection.execute(
+        """
+        UPDATE texts SET events = texts.events - gone.times
+        FROM (SELECT text, count(*) AS times FROM events
+              WHERE user = ? AND text IS NOT NULL GROUP BY text) AS gone
+        WHERE texts.number = gone.text
+        """,
+        row,
+    )
+    connection.execute(
+        """
+        UPDATE types SET events = types.events - gone.times
+        FROM (SELECT type, count(*) AS times FROM events WHERE user = ? GROUP BY type) AS gone
+        WHERE types.type = gone.type
+        """,
+        row,
+    )
+    connection.execute("DELETE FROM types WHERE events = 0")
+    deleted = connection.execute("DELETE FROM events WHERE user = ?", row).rowcount
+    connection.execute("DELETE FROM users WHERE user = ?", row)
+    return deleted
+
+
+def new_deletion_id() -> str:
+    """A name for a deletion."""
+    return str(uuid.uuid4())

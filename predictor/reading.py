@@ -1,0 +1,162 @@
+"""From a query to what the model says: history, tokens, one forward pass for all that wait.
+
+Runs in one worker thread, never on the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from foretell.vectors import Vectors
+from predictor.activation import ServedModel
+from predictor.events import EventStore, PastEvent
+from predictor.history import HistoryBatch, history_batch
+
+SHARES_HALF_LIFE = 20.0
+"""Events after which an event counts half in a user's shares of behavior types."""
+
+SHARES_PRIOR = 5.0
+"""Weight, in events, of all users' shares in a user's."""
+
+
+class Request(NamedTuple):
+    """Whose history to read, and how."""
+
+    served: ServedModel | None
+    user_id: str
+    inline: Sequence[PastEvent]
+    text_vectors: Mapping[str, Vectors]
+    """text_id to vector (1, dims), of inline texts that no collection has."""
+    own_items: bool
+    """Whether all of the user's items are needed, to leave them out."""
+    without_model: int
+    """Events that an answer without a model rests on."""
+
+
+@dataclass
+class Reading:
+    """What the history of one query says."""
+
+    history: list[PastEvent]
+    """Oldest first: what the answer rests on."""
+    types: list[tuple[str, float]]
+    """Probabilities of the next behavior type, most probable first."""
+    query: Vectors | None = None
+    """(dims,) query vector of the model."""
+    pending_texts: int = 0
+    own_items: set[str] = field(default_factory=set)
+    forward_us: int = 0
+
+
+def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
+    """Answers each request; those with the same model share a forward pass."""
+    readings = [_read(store, request) for request in requests]
+    by_model: dict[int, list[int]] = {}
+    for at, request in enumerate(requests):
+        by_model.setdefault(id(request.served), []).append(at)
+    for chosen in by_model.values():
+        served = requests[chosen[0]].served
+        if served is None:
+            everybody = store.type_counts()
+            for at in chosen:
+                readings[at].types = type_shares(readings[at].history, everybody)
+        else:
+            _forward(served, [readings[at] for at in chosen], [requests[at] for at in chosen])
+    return readings
+
+
+def _read(store: EventStore, request: Request) -> Reading:
+    served, inline = request.served, list(request.inline)
+    last = request.without_model if served is None else served.version.config.history_length
+    # Content answers need the texts themselves.
+    texts = served is None or served.items is None
+    stored: list[PastEvent] = []
+    if request.user_id and last > len(inline):
+        stored = store.history(request.user_id, last - len(inline), texts=texts)
+    own: set[str] = set()
+    if request.own_items:
+        own = {event.item_id for event in inline if event.item_id}
+        if request.user_id:
+            own.update(store.items_of(request.user_id)[1])
+    return Reading([*stored, *inline][-last:], [], own_items=own)
+
+
+def _forward(served: ServedModel, readings: list[Reading], requests: list[Request]) -> None:
+    """One forward pass for histories of one model."""
+    batch, pending = tokens(
+        served,
+        [reading.history for reading in readings],
+        {text_id: row for request in requests for text_id, row in request.text_vectors.items()},
+    )
+    begin = time.perf_counter_ns()
+    probabilities, queries = served.version.predict(batch)
+    forward_us = (time.perf_counter_ns() - begin) // 1_000
+    names = served.version.config.behavior_types
+    for row, reading in enumerate(readings):
+        order = np.argsort(-probabilities[row], kind="stable")
+        reading.types = [(names[at], float(probabilities[row, at])) for at in order]
+        reading.query = queries[row]
+        reading.pending_texts = pending[row]
+        reading.forward_us = forward_us
+
+
+def tokens(
+    served: ServedModel, histories: list[list[PastEvent]], text_vectors: Mapping[str, Vectors]
+) -> tuple[HistoryBatch, list[int]]:
+    """Histories as the model reads them, and for each how many texts have no vector yet.
+
+    An event's vector is its item's; where the item has none, its text's.
+    """
+    config = served.version.config
+    events = [event for history in histories for event in history]
+    vectors = np.zeros((len(events), config.dims), np.float32)
+    known = np.zeros(len(events), np.bool_)
+    pending = [0] * len(histories)
+    if served.items is not None:
+        served.items.fill([event.item_id for event in events], vectors, known)
+    if served.texts is not None:
+        served.texts.fill([event.text_id for event in events], vectors, known)
+        begin = 0
+        for number, history in enumerate(histories):
+            for at in range(begin, begin + len(history)):
+                text_id = events[at].text_id
+                if known[at] or not text_id:
+                    continue
+                if text_id in text_vectors:
+                    vectors[at], known[at] = text_vectors[text_id], True
+                else:
+                    pending[number] += 1
+            begin += len(history)
+    index, other = served.type_index, len(config.behavior_types)
+    batch = history_batch(
+        vectors,
+        known,
+        np.fromiter((index.get(e.behavior_type, other) for e in events), np.int64, len(events)),
+        np.fromiter((event.time_us for event in events), np.int64, len(events)),
+        np.fromiter(map(len, histories), np.int64, len(histories)),
+        has_times=config.has_times,
+    )
+    return batch, pending
+
+
+def type_shares(
+    history: Sequence[PastEvent], everybody: Mapping[str, int]
+) -> list[tuple[str, float]]:
+    """Probabilities of the next behavior type without a model, most probable first.
+
+    The user's own types, each event counting half as much as one that is SHARES_HALF_LIFE events
+    younger, smoothed with all users' shares as if these were SHARES_PRIOR events.
+    """
+    total = sum(everybody.values())
+    weights = {name: SHARES_PRIOR * count / total for name, count in everybody.items()}
+    for age, event in enumerate(reversed(history)):
+        name = event.behavior_type
+        weights[name] = weights.get(name, 0.0) + 0.5 ** (age / SHARES_HALF_LIFE)
+    total_weight = sum(weights.values())
+    shares = [(name, weight / total_weight) for name, weight in weights.items()]
+    return sorted(shares, key=lambda share: (-share[1], share[0]))

@@ -1,0 +1,294 @@
+"""The three services: parse, call, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import grpc
+import torch
+
+from foretell import checks, limits
+from foretell.common.v1 import common_pb2
+from foretell.errors import FailedPreconditionError, ForetellError
+from foretell.predictor.v1 import event_service_pb2 as event_pb
+from foretell.predictor.v1 import event_service_pb2_grpc as event_grpc
+from foretell.predictor.v1 import model_service_pb2 as model_pb
+from foretell.predictor.v1 import model_service_pb2_grpc as model_grpc
+from foretell.predictor.v1 import prediction_service_pb2 as prediction_pb
+from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
+from foretell.texts import text_id
+from predictor import ingestion, registry
+from predictor.activation import Models
+from predictor.behaviors import BehaviorTexts
+from predictor.embedder import Embedder
+from predictor.events import EventStore, PastEvent, StoredEvent
+from predictor.ingestion import NewEvent
+from predictor.page_tokens import decode, encode
+from predictor.prediction import Predictor, Query
+from serving.database import once
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+ANSWER_S = 0.05
+"""What remains of a caller's deadline for the way back."""
+
+
+class EventService(event_grpc.EventServiceServicer):
+    """Users' histories."""
+
+    def __init__(self, store: EventStore, texts: BehaviorTexts) -> None:
+        self._store = store
+        self._texts = texts
+
+    async def IngestEvents(
+        self, request: event_pb.IngestEventsRequest, context: Context
+    ) -> event_pb.IngestEventsResponse:
+        """Stores events."""
+        checks.count(len(request.events), "events", limits.BATCH)
+        checks.request_id(request.request_id)
+        # Ten thousand events take tens of milliseconds to read: not on the event loop.
+        apply = await asyncio.to_thread(self._ingest, request)
+        response, _ = await self._store.db.write(apply)
+        self._texts.changed()
+        return response
+
+    def _ingest(
+        self, request: event_pb.IngestEventsRequest
+    ) -> Callable[[sqlite3.Connection], tuple[event_pb.IngestEventsResponse, bool]]:
+        good, failures = checks.split(
+            request.events, lambda event, at: checks.event(event, f"events[{at}]")
+        )
+        clock = self._store.now(len(good))
+        new = [_new_event(request.events[at], clock + n) for n, at in enumerate(good)]
+
+        def apply(connection: sqlite3.Connection) -> event_pb.IngestEventsResponse:
+            done = ingestion.ingest(connection, new)
+            refused = [checks.failure(good[at], _too_many_types()) for at in done.refused]
+            return event_pb.IngestEventsResponse(
+                accepted=done.accepted,
+                duplicates=done.duplicates,
+                failures=sorted([*failures, *refused], key=lambda failure: failure.index),
+            )
+
+        return once(apply, request, event_pb.IngestEventsResponse)
+
+    async def ListEvents(
+        self, request: event_pb.ListEventsRequest, context: Context
+    ) -> event_pb.ListEventsResponse:
+        """Lists a user's events, newest first."""
+        checks.identifier(request.user_id, "user_id")
+        size = checks.page_size(request.page_size)
+        before = decode(request.page_token, int, request.user_id)
+        page, following = await asyncio.to_thread(self._store.page, request.user_id, size, before)
+        return event_pb.ListEventsResponse(
+            events=[_event(request.user_id, event) for event in page],
+            next_page_token=encode(following, request.user_id),
+        )
+
+    async def DeleteUser(
+        self, request: event_pb.DeleteUserRequest, context: Context
+    ) -> event_pb.DeleteUserResponse:
+        """Deletes a user's events."""
+        checks.identifier(request.user_id, "user_id")
+        checks.request_id(request.request_id)
+
+        def apply(connection: sqlite3.Connection) -> event_pb.DeleteUserResponse:
+            return event_pb.DeleteUserResponse(
+                deletion_id=ingestion.new_deletion_id(),
+                deleted_events=ingestion.delete_user(connection, request.user_id),
+            )
+
+        response, _ = await self._store.db.write(once(apply, request, event_pb.DeleteUserResponse))
+        self._texts.changed()
+        return response
+
+
+class PredictionService(prediction_grpc.PredictionServiceServicer):
+    """What users will do next."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    async def Predict(
+        self, request: prediction_pb.PredictRequest, context: Context
+    ) -> prediction_pb.PredictResponse:
+        """Predicts for one user."""
+        checks.prediction_query(request.query)
+        prediction, timings = await self._predictor.predict(
+            _query(request.query), _deadline(context)
+        )
+        return prediction_pb.PredictResponse(prediction=prediction, timings=timings)
+
+    async def PredictMany(
+        self, request: prediction_pb.PredictManyRequest, context: Context
+    ) -> prediction_pb.PredictManyResponse:
+        """Predicts for many users."""
+        begin = time.perf_counter_ns()
+        checks.count(len(request.queries), "queries", limits.QUERIES)
+        good, failures = checks.split(
+            request.queries, lambda query, at: checks.prediction_query(query, f"queries[{at}]")
+        )
+        deadline = _deadline(context)
+        answers = await asyncio.gather(
+            *(self._predictor.predict(_query(request.queries[at]), deadline) for at in good)
+        )
+        predictions = [prediction_pb.Prediction() for _ in request.queries]
+        slowest = common_pb2.Timings()
+        for at, (prediction, timings) in zip(good, answers, strict=True):
+            predictions[at] = prediction
+            slowest = max(slowest, timings, key=lambda timing: timing.total_us)
+        slowest.total_us = (time.perf_counter_ns() - begin) // 1_000
+        return prediction_pb.PredictManyResponse(
+            predictions=predictions, failures=failures, timings=slowest
+        )
+
+    async def Rank(
+        self, request: prediction_pb.RankRequest, context: Context
+    ) -> prediction_pb.RankResponse:
+        """Orders the caller's items for a user."""
+        checks.ids(request.item_ids, "item_ids", limits.RANK_ITEMS)
+        checks.prediction_query(request.query)
+        prediction, timings = await self._predictor.predict(
+            _query(request.query, list(request.item_ids)), _deadline(context)
+        )
+        return prediction_pb.RankResponse(prediction=prediction, timings=timings)
+
+
+class ModelService(model_grpc.ModelServiceServicer):
+    """Trained versions."""
+
+    def __init__(
+        self, store: EventStore, models: Models, embedder: Embedder, deadline_s: float
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._embedder = embedder
+        self._deadline_s = deadline_s
+
+    async def ListModels(
+        self, request: model_pb.ListModelsRequest, context: Context
+    ) -> model_pb.ListModelsResponse:
+        """Lists the registered versions."""
+        size = checks.page_size(request.page_size)
+        before = decode(request.page_token, str, "")
+        connection = self._store.db.connection()
+        page, following = registry.page(connection, size, before)
+        active = registry.active(connection).version
+        return model_pb.ListModelsResponse(
+            models=[model.to_proto(active) for model in page],
+            next_page_token=encode(following, ""),
+        )
+
+    async def ActivateModel(
+        self, request: model_pb.ActivateModelRequest, context: Context
+    ) -> model_pb.ActivateModelResponse:
+        """Makes a version the active one."""
+        checks.name(request.version, "version")
+        checks.request_id(request.request_id)
+        return await self._models.activate(request, self._deadline(context))
+
+    async def DeleteModel(
+        self, request: model_pb.DeleteModelRequest, context: Context
+    ) -> model_pb.DeleteModelResponse:
+        """Deletes a version."""
+        checks.name(request.version, "version")
+        checks.request_id(request.request_id)
+        return await self._models.delete(request, self._deadline(context))
+
+    async def GetInfo(
+        self, request: model_pb.GetInfoRequest, context: Context
+    ) -> model_pb.GetInfoResponse:
+        """Says what runs here."""
+        counts = await asyncio.to_thread(self._store.counts)
+        served = self._models.served
+        return model_pb.GetInfoResponse(
+            version=metadata.version("foretell"),
+            model_version=served.name if served else "",
+            events=counts.events,
+            users=counts.users,
+            pending_texts=counts.pending_texts,
+            embedder_address=self._embedder.address,
+            embedder_available=self._embedder.available,
+            items=len(served.items) if served and served.items is not None else 0,
+            libraries={
+                "torch": torch.__version__,
+                "grpcio": grpc.__version__,
+                "sqlite": sqlite3.sqlite_version,
+            },
+        )
+
+    def _deadline(self, context: Context) -> float:
+        now = asyncio.get_running_loop().time()
+        return min(_deadline(context) or now + self._deadline_s, now + self._deadline_s)
+
+
+def _deadline(context: Context) -> float | None:
+    """Until when the caller waits, by the event loop's clock, less the way back; None: for ever."""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return None
+    return asyncio.get_running_loop().time() + remaining - min(ANSWER_S, remaining / 10)
+
+
+def _new_event(event: event_pb.Event, clock_us: int) -> NewEvent:
+    return NewEvent(
+        event.user_id,
+        event.behavior_type,
+        event.timestamp.ToMicroseconds() if event.HasField("timestamp") else clock_us,
+        event.item_id or None,
+        event.text or None,
+        text_id(event.text) if event.text else None,
+        event.event_id or None,
+        json.dumps(dict(event.attributes), ensure_ascii=False) if event.attributes else None,
+    )
+
+
+def _event(user_id: str, stored: StoredEvent) -> event_pb.Event:
+    event = event_pb.Event(
+        user_id=user_id,
+        behavior_type=stored.behavior_type,
+        item_id=stored.item_id,
+        text=stored.text,
+        event_id=stored.event_id,
+        attributes=stored.attributes,
+    )
+    event.timestamp.FromMicroseconds(stored.time_us)
+    return event
+
+
+def _query(query: prediction_pb.PredictionQuery, rank: list[str] | None = None) -> Query:
+    now = time.time_ns() // 1_000
+    history = [
+        PastEvent(
+            event.behavior_type,
+            event.timestamp.ToMicroseconds() if event.HasField("timestamp") else now + at,
+            event.item_id,
+            text_id(event.text) if event.text else "",
+            event.text,
+        )
+        for at, event in enumerate(query.history)
+    ]
+    history.sort(key=lambda event: event.time_us)
+    return Query(
+        query.user_id,
+        history,
+        query.k if query.HasField("k") else None,
+        list(query.allow_item_ids),
+        list(query.deny_item_ids),
+        query.repeats,
+        rank,
+    )
+
+
+def _too_many_types() -> ForetellError:
+    return FailedPreconditionError(
+        f"there are {limits.BEHAVIOR_TYPES:,} behavior types already",
+        reason="TOO_MANY_BEHAVIOR_TYPES",
+        metadata={"limit": str(limits.BEHAVIOR_TYPES)},
+    )

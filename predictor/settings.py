@@ -1,0 +1,36 @@
+"""What the predictor can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from serving.settings import ServiceSettings
+
+
+class PredictorSettings(ServiceSettings):
+    """Settings of `python -m predictor`; environment variables begin with FORETELL_PREDICTOR_."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FORETELL_PREDICTOR_", protected_namespaces=("settings_",)
+    )
+
+    port: int = Field(default=50_052, ge=0, le=65_535)
+    """Port to listen on; 0: any free one, printed once the service is ready."""
+    data_dir: Path = Path("data/predictor")
+    """Events and registered models. Several predictors on one host may share it."""
+    embedder: str = "127.0.0.1:50051"
+    """host:port of the embedder."""
+    embedder_deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
+    """How long a prediction waits for the embedder before it answers without."""
+    activation_deadline_s: float = Field(default=120.0, gt=0, le=3_600)
+    """How long ActivateModel and DeleteModel may take where their caller set no deadline."""
+    heartbeat_s: float = Field(default=1.0, gt=0, le=60)
+    """How often a process says that it lives and looks which model is active. One that has been
+    silent for five times as long counts as gone. Processes on one data_dir need the same value."""
+    history_events: int = Field(default=200, ge=1, le=5_000)
+    """Latest events of a user that an answer without a model rests on."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Threads of the sequence model's forward pass. More of them help PredictMany only."""
