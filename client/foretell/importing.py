@@ -399,6 +399,11 @@ class ItemReader(Reader[Item]):
     """
 
     required = ("item_id", "text")
+    _held = 0
+
+    def fraction(self) -> float:
+        """How many of the items have been given out, 0 to 1."""
+        return self.summary.kept / self._held if self._held else 0.0
 
     def _parsed(self) -> Iterator[Item]:
         columns = (
@@ -414,6 +419,7 @@ class ItemReader(Reader[Item]):
             items[item_id] = Item(item_id, text, attributes), flags
             if self._rejects is not None:
                 originals[item_id] = self.summary.rows, row
+        self._held = len(items)
         for item, flags in items.values():
             self._keep(flags)
             if not item.text:
