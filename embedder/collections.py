@@ -21,12 +21,11 @@ from foretell.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
-    NotFoundError,
     ResourceExhaustedError,
 )
 from foretell.projection import Projection, from_derived
 from foretell.texts import text_id
-from foretell.vectors import Vectors, from_block
+from foretell.vectors import Vectors
 from serving.database import once
 
 ITEMS = "items"
@@ -121,19 +120,17 @@ class Collections:
 
     # --- what there is ---------------------------------------------------------------------------
 
-    def get(
-        self, name: str, *kinds: pb.CollectionKind.ValueType, field: str = "collection"
-    ) -> Collection:
-        """A collection by name, empty for `items`; of one of `kinds`, if any are given.
+    def get(self, name: str, *kinds: pb.CollectionKind.ValueType, default: str = "") -> Collection:
+        """A collection by name, empty for `default`; of one of `kinds`, if any are given.
 
         Raises:
             NotFoundError: there is none.
             InvalidArgumentError: it is of another kind.
         """
-        found = self._by_name.get(name or ITEMS)
+        found = self._by_name.get(name or default)
         if found is None:
-            raise no_collection(name)
-        _check_kind(found.row, kinds, field)
+            raise checks.no_collection(name)
+        _check_kind(found.row, kinds, "collection")
         return found
 
     def source(self, collection: Collection) -> Collection:
@@ -199,7 +196,7 @@ class Collections:
         seqs: list[int] = []
 
         def apply(connection: sqlite3.Connection) -> pb.DeleteCollectionResponse:
-            row = _row(connection, request.name)
+            row = _row(connection, request.name, "name")
             if row.name in BUILT_IN:
                 raise FailedPreconditionError(
                     f"{row.name} is built in", reason="BUILT_IN", field="name"
@@ -231,7 +228,7 @@ class Collections:
         """
         checks.request_id(request.request_id)
         checks.count(len(request.items), "items", limits.BATCH)
-        collection = self.get(request.collection, pb.COLLECTION_KIND_TEXT)
+        collection = self.get(request.collection, pb.COLLECTION_KIND_TEXT, default=ITEMS)
         behaviors = collection.row.name == BEHAVIORS
         good, failures = checks.split(
             request.items, checks.behavior_item if behaviors else checks.item
@@ -289,7 +286,10 @@ class Collections:
         checks.request_id(request.request_id)
         checks.ids(request.ids, "ids")
         collection = self.get(
-            request.collection, pb.COLLECTION_KIND_TEXT, pb.COLLECTION_KIND_VECTOR
+            request.collection,
+            pb.COLLECTION_KIND_TEXT,
+            pb.COLLECTION_KIND_VECTOR,
+            default=ITEMS,
         )
         ids = list(dict.fromkeys(request.ids))
         deleted: list[list[str]] = []
@@ -325,7 +325,8 @@ class Collections:
         collection = self.get(
             request.collection, pb.COLLECTION_KIND_VECTOR, pb.COLLECTION_KIND_DERIVED
         )
-        vectors = checked_block(request.vectors, "vectors", collection.row.cols, len(request.ids))
+        vectors = checks.block(request.vectors, collection.row.cols)
+        checks.one_row_each(len(vectors), len(request.ids))
         finite = checks.finite_row(vectors, "vectors")
 
         def check(id: str, index: int) -> None:
@@ -426,12 +427,7 @@ class Collections:
                 )
             case "vector":
                 cols = request.vector.cols
-                if not 1 <= cols <= limits.COLS:
-                    raise InvalidArgumentError(
-                        f"vector.cols is {cols}; 1 to {limits.COLS} are allowed",
-                        reason="BAD_COLS",
-                        field="vector.cols",
-                    )
+                checks.vector_cols(cols)
                 kind = pb.COLLECTION_KIND_VECTOR
                 return Collection(store.add_collection(connection, request.name, kind, cols), {})
             case "derived":
@@ -442,7 +438,7 @@ class Collections:
     def _create_derived(
         self, connection: sqlite3.Connection, name: str, message: pb.DerivedCollection
     ) -> Collection:
-        source = _row(connection, message.source)
+        source = _row(connection, message.source, "derived.source")
         _check_kind(source, (pb.COLLECTION_KIND_TEXT,), "derived.source")
         projection = from_derived(message, source.cols)
         row = store.add_collection(
@@ -511,7 +507,7 @@ class Collections:
         kind = pb.COLLECTION_KIND_TEXT
         known = store.existing(connection, row.source, kind, [ids[index] for index in good])
         return {
-            index: checks.failure(index, no_item(ids[index], f"ids[{index}]"))
+            index: checks.failure(index, checks.no_item(ids[index], f"ids[{index}]"))
             for index in good
             if ids[index] not in known
         }
@@ -527,68 +523,18 @@ class Collections:
         return collection.message("" if source is collection else source.row.name)
 
 
-def no_collection(name: str) -> NotFoundError:
-    """The error of a name that no collection has."""
-    return NotFoundError(
-        f"there is no collection {name!r}",
-        reason="NO_COLLECTION",
-        field="collection",
-        metadata={"collection": name},
-    )
-
-
-def no_item(id: str, field: str) -> NotFoundError:
-    """The error of an id that the collection lacks."""
-    return NotFoundError(
-        f"{field} {id!r} does not exist", reason="NO_ITEM", field=field, metadata={"id": id}
-    )
-
-
-def checked_block(
-    block: common_pb2.VectorBlock, field: str, cols: int, rows: int | None = None
-) -> Vectors:
-    """A block of vectors of a collection's dimensions, `rows` of them if given.
-
-    Raises:
-        InvalidArgumentError: another shape, or a byte length that does not fit.
-    """
-    vectors = from_block(block, field)
-    if vectors.shape[1] != cols:
-        raise InvalidArgumentError(
-            f"{field}.cols is {vectors.shape[1]}; the collection has {cols} dimensions",
-            reason="WRONG_COLS",
-            field=f"{field}.cols",
-            metadata={"cols": str(cols)},
-        )
-    if rows is not None and len(vectors) != rows:
-        raise InvalidArgumentError(
-            f"{field}.rows is {len(vectors)}; there are {rows} ids",
-            reason="WRONG_ROWS",
-            field=f"{field}.rows",
-        )
-    return vectors
-
-
 def _check_kind(
     row: CollectionRow, kinds: Sequence[pb.CollectionKind.ValueType], field: str
 ) -> None:
     if kinds and row.kind not in kinds:
-        wanted = " or ".join(_kind_name(kind) for kind in kinds)
-        raise InvalidArgumentError(
-            f"{row.name} is a {_kind_name(row.kind)} collection; a {wanted} collection is needed",
-            reason="WRONG_KIND",
-            field=field,
-        )
+        names = (pb.CollectionKind.Name(kind).rsplit("_", 1)[-1].lower() for kind in kinds)
+        raise checks.wrong_kind(row.name, f"a {' or '.join(sorted(names))} collection", field)
 
 
-def _kind_name(kind: pb.CollectionKind.ValueType) -> str:
-    return pb.CollectionKind.Name(kind).removeprefix("COLLECTION_KIND_").lower()
-
-
-def _row(connection: sqlite3.Connection, name: str) -> CollectionRow:
+def _row(connection: sqlite3.Connection, name: str, field: str = "collection") -> CollectionRow:
     row = store.collection(connection, name)
     if row is None:
-        raise no_collection(name)
+        raise checks.no_collection(name, field)
     return row
 
 
@@ -596,7 +542,7 @@ def _same(connection: sqlite3.Connection, collection: Collection) -> CollectionR
     """The collection's row, unless it was deleted meanwhile."""
     row = _row(connection, collection.row.name)
     if row.number != collection.row.number:
-        raise no_collection(row.name)
+        raise checks.no_collection(row.name)
     return row
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedder.batcher import Batcher, Timing
-from embedder.collections import Collection, Collections, checked_block, no_item
+from embedder.collections import ITEMS, Collection, Collections
 from embedder.index import Filter, Hits
 from embedder.text_cache import Encoded, TextCache
 from embedder.watch import Watches
@@ -34,8 +33,6 @@ NAME = "foretell.embedder.v1.EmbedderService"
 
 PAGE_BYTES = limits.MESSAGE_BYTES // 2
 """Where a page of very long texts is cut short."""
-
-TEXT_OR_DERIVED = (pb.COLLECTION_KIND_TEXT, pb.COLLECTION_KIND_DERIVED)
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,12 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Encodes texts, in a collection's space if one is named."""
         started = time.perf_counter()
+        element_type = checks.element_type(request.element_type)
         checks.count(len(request.texts), "texts", limits.BATCH)
         collection = None
         if request.collection:
-            collection = self._collections.get(request.collection, *TEXT_OR_DERIVED)
+            collection = self._collections.get(request.collection, pb.COLLECTION_KIND_DERIVED)
         cols = self._about.cols if collection is None else collection.row.cols
-        element_type = request.element_type or common_pb2.ELEMENT_TYPE_FLOAT32
-        to_block(np.empty((0, cols)), element_type)  # refuses an unknown type before the work
         _check_answer(len(request.texts) * cols * 4, "texts")
         good, failures = checks.split(
             request.texts, lambda text, index: checks.text(text, f"texts[{index}]")
@@ -127,7 +123,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Reads items by id."""
         checks.ids(request.ids, "ids")
-        collection = self._collections.get(request.collection)
+        collection = self._collections.get(request.collection, default=ITEMS)
         if request.include_vectors:
             _check_answer(len(request.ids) * collection.row.cols * 4, "ids")
         return await asyncio.to_thread(self._items, collection, request)
@@ -137,8 +133,8 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     ) -> pb.ListItemsResponse:
         """Lists items in the order of their ids."""
         page_size = checks.page_size(request.page_size)
-        collection = self._collections.get(request.collection)
-        after = _read_page_token(request.page_token)
+        collection = self._collections.get(request.collection, default=ITEMS)
+        after = _read_page_token(request.page_token, collection.row.name)
         return await asyncio.to_thread(self._page, collection, after, page_size)
 
     async def DeleteItems(
@@ -150,13 +146,13 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Finds the nearest vectors of many queries."""
         started = time.perf_counter()
+        collection = self._collections.get(request.collection, default=ITEMS)
+        count = checks.queries(request)
         k = checks.k(request.k if request.HasField("k") else None)
-        collection = self._collections.get(request.collection)
-        queries = await self._queries(request, collection)
-        count = len(queries.vectors)
         checks.filters(request.filters, count)
         if request.include_vectors:
             _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")
+        queries = await self._queries(request, collection)
         searching = time.perf_counter()
         filters = [_filter(each) for each in request.filters] * (
             count if len(request.filters) == 1 else 1
@@ -201,7 +197,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self, request: pb.WatchItemsRequest, context: Context
     ) -> AsyncIterator[pb.WatchItemsResponse]:
         """Follows the vectors of a collection."""
-        self._collections.get(request.collection)
+        self._collections.get(request.collection, default=ITEMS)
         assert self._watches is not None
         async for changes in self._watches.watch(request.collection, request.after_seq):
             yield pb.WatchItemsResponse(
@@ -258,7 +254,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         size = 0
         for item in self._collections.items_after(collection, after):
             if len(response.items) == page_size or size > PAGE_BYTES:
-                response.next_page_token = _page_token(response.items[-1].id)
+                response.next_page_token = _page_token(response.items[-1].id, collection.row.name)
                 break
             size += item.ByteSize()
             response.items.append(item)
@@ -268,22 +264,17 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         """Reads the queries, and has texts encoded."""
         match request.WhichOneof("queries"):
             case "vectors":
-                vectors = checked_block(request.vectors, "vectors", collection.row.cols)
-                checks.count(len(vectors), "vectors", limits.QUERIES)
+                vectors = checks.block(request.vectors, collection.row.cols)
                 good, failures = checks.split(vectors, checks.finite_row(vectors, "vectors"))
                 return _queries(collection, len(vectors), good, vectors[good], failures)
             case "texts":
                 return await self._text_queries(request.texts.texts, collection)
-            case "ids":
-                return _id_queries(request.ids.ids, collection)
             case _:
-                raise InvalidArgumentError(
-                    "queries is not set", reason="NO_QUERIES", field="queries"
-                )
+                return _id_queries(request.ids.ids, collection)
 
     async def _text_queries(self, texts: Sequence[str], collection: Collection) -> _Queries:
-        checks.count(len(texts), "texts.texts", limits.QUERIES)
-        self._collections.get(collection.row.name, *TEXT_OR_DERIVED)
+        if collection.row.kind == pb.COLLECTION_KIND_VECTOR:
+            raise checks.wrong_kind(collection.row.name, "searched by text")
         good, failures = checks.split(
             texts, lambda text, index: checks.text(text, f"texts.texts[{index}]")
         )
@@ -309,13 +300,12 @@ def _queries(
 
 
 def _id_queries(ids: Sequence[str], collection: Collection) -> _Queries:
-    checks.count(len(ids), "ids.ids", limits.QUERIES)
     known = collection.index.get(ids)
 
     def check(id: str, index: int) -> None:
         checks.identifier(id, f"ids.ids[{index}]")
         if id not in known:
-            raise no_item(id, f"ids.ids[{index}]")
+            raise checks.no_item(id, f"ids.ids[{index}]")
 
     good, failures = checks.split(ids, check)
     vectors = np.array([known[ids[index]] for index in good], np.float32)
@@ -377,12 +367,19 @@ def _fitting(response: M, field: str) -> M:
     return response
 
 
-def _page_token(last_id: str) -> str:
-    return base64.urlsafe_b64encode(last_id.encode()).decode()
+def _page_token(last_id: str, collection: str) -> str:
+    # Neither a name nor an id has control characters.
+    return base64.urlsafe_b64encode(f"{collection}\n{last_id}".encode()).decode()
 
 
-def _read_page_token(token: str) -> str:
+def _read_page_token(token: str, collection: str) -> str:
+    """The last id of the page before; empty for the first page."""
+    if not token:
+        return ""
     try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
+        name, last_id = base64.b64decode(token, altchars=b"-_", validate=True).decode().split("\n")
+    except ValueError:
         raise checks.bad_page_token() from None
+    if name != collection:
+        raise checks.bad_page_token()
+    return last_id

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.collections import Collection, Collections, no_collection
+from embedder.collections import ITEMS, Collection, Collections
+from foretell import checks
 from foretell.errors import InvalidArgumentError, UnavailableError
 from foretell.vectors import Vectors
 
@@ -49,7 +50,7 @@ class Watches:
             InvalidArgumentError: `after_seq` is ahead of the store.
             UnavailableError: the service is shutting down.
         """
-        collection = self._collections.get(name)
+        collection = self._collections.get(name, default=ITEMS)
         if after_seq > self._collections.applied_seq:
             raise InvalidArgumentError(
                 f"after_seq is {after_seq}; the last change is {self._collections.applied_seq}",
@@ -65,7 +66,7 @@ class Watches:
                 if self._stopped:
                     raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
                 if collection.deleted:
-                    raise no_collection(name)
+                    raise checks.no_collection(name)
                 async for changes in self._catch_up(collection, seq, not told):
                     yield changes
                     seq, told = changes.seq, True
