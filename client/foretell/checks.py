@@ -16,7 +16,12 @@ import numpy as np
 from foretell import limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as embedder_pb
-from foretell.errors import ForetellError, InvalidArgumentError, NotFoundError
+from foretell.errors import (
+    FailedPreconditionError,
+    ForetellError,
+    InvalidArgumentError,
+    NotFoundError,
+)
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import prediction_service_pb2 as prediction_pb
 from foretell.texts import text_id
@@ -136,15 +141,15 @@ def attributes(values: Mapping[str, str], field: str) -> None:
             )
 
 
-def k(value: int | None, default: int = limits.K_DEFAULT) -> int:
+def k(value: int | None, default: int = limits.K_DEFAULT, field: str = "k") -> int:
     """How many hits; None where unset."""
     if value is None:
         return default
     if not 1 <= value <= limits.K:
         raise InvalidArgumentError(
-            f"k is {value:,}; 1 to {limits.K:,} are allowed",
+            f"{field} is {value:,}; 1 to {limits.K:,} are allowed",
             reason="BAD_K",
-            field="k",
+            field=field,
             metadata={"limit": str(limits.K)},
         )
     return value
@@ -179,17 +184,27 @@ def name(value: str, field: str) -> None:
         )
 
 
-def unknown_collection(value: str, field: str = "collection") -> NotFoundError:
-    """The error of a collection that does not exist."""
+def no_collection(value: str, field: str = "collection") -> NotFoundError:
+    """The error of a name that no collection has."""
     return NotFoundError(
-        f"there is no collection {value!r}", reason="COLLECTION_NOT_FOUND", field=field
+        f"there is no collection {value!r}",
+        reason="NO_COLLECTION",
+        field=field,
+        metadata={"collection": value},
+    )
+
+
+def no_item(value: str, field: str) -> NotFoundError:
+    """The error of an id, one of a batch's, that the collection lacks."""
+    return NotFoundError(
+        f"{field} {value!r} does not exist", reason="NO_ITEM", field=field, metadata={"id": value}
     )
 
 
 def wrong_kind(value: str, needed: str, field: str = "collection") -> InvalidArgumentError:
     """The error of a collection of a kind that the method does not take."""
     return InvalidArgumentError(
-        f"collection {value!r} is not {needed}", reason="WRONG_COLLECTION_KIND", field=field
+        f"collection {value!r} is not {needed}", reason="WRONG_KIND", field=field
     )
 
 
@@ -244,6 +259,15 @@ def event(value: event_pb.Event, field: str, *, inline: bool = False) -> None:
         _timestamp(value, f"{field}.timestamp")
 
 
+def too_many_types() -> FailedPreconditionError:
+    """The error of an event whose behavior type is new and one too many."""
+    return FailedPreconditionError(
+        f"there are {limits.BEHAVIOR_TYPES:,} behavior types already",
+        reason="TOO_MANY_BEHAVIOR_TYPES",
+        metadata={"limit": str(limits.BEHAVIOR_TYPES)},
+    )
+
+
 def _timestamp(value: event_pb.Event, field: str) -> None:
     seconds, nanos = value.timestamp.seconds, value.timestamp.nanos
     if seconds < 0 or not 0 <= nanos < 1_000_000_000:
@@ -276,8 +300,9 @@ def block(value: common_pb2.VectorBlock, cols: int, field: str = "vectors") -> V
     if vectors.shape[1] != cols:
         raise InvalidArgumentError(
             f"{field}.cols is {vectors.shape[1]}; the collection has {cols} dimensions",
-            reason="BAD_VECTOR_BLOCK",
+            reason="WRONG_COLS",
             field=f"{field}.cols",
+            metadata={"cols": str(cols)},
         )
     return vectors
 
@@ -287,7 +312,7 @@ def one_row_each(rows: int, number: int) -> None:
     if rows != number:
         raise InvalidArgumentError(
             f"vectors.rows is {rows}; there are {number} ids",
-            reason="BAD_VECTOR_BLOCK",
+            reason="WRONG_ROWS",
             field="vectors.rows",
         )
 
@@ -342,7 +367,7 @@ def prediction_query(value: prediction_pb.PredictionQuery, field: str = "query")
     for index, one in enumerate(value.history):
         event(one, f"{field}.history[{index}]", inline=True)
     if value.HasField("k"):
-        k(value.k)
+        k(value.k, field=f"{field}.k")
     ids(value.allow_item_ids, f"{field}.allow_item_ids", limits.FILTER_IDS, 0)
     ids(value.deny_item_ids, f"{field}.deny_item_ids", limits.FILTER_IDS, 0)
     if value.repeats not in prediction_pb.Repeats.values():
