@@ -83,6 +83,11 @@ class Events:
         baskets: Ints = np.repeat(np.arange(len(first) - 1), np.diff(first))
         return baskets
 
+    def with_types(self, names: Sequence[str]) -> Events:
+        """The same events with this vocabulary of behavior types; others become UNKNOWN."""
+        type_ = _recode(self.type, self.behavior_types, names)
+        return replace(self, behavior_types=tuple(names), type=type_)
+
     @property
     def has_items(self) -> bool:
         """Whether an event has an item that can be predicted."""
@@ -134,6 +139,14 @@ def _look_up(values: Sequence[str], vocabulary: Sequence[str]) -> Ints:
     return np.array([index.get(value, UNKNOWN) for value in values], np.int64)
 
 
+def _recode(codes: Ints, before: Sequence[str], after: Sequence[str]) -> Ints:
+    """The same values in another vocabulary."""
+    # The two last elements are what the negative codes point to.
+    table = np.concatenate([_look_up(before, after), [UNKNOWN, NONE]]).astype(np.int64)
+    recoded: Ints = table[codes]
+    return recoded
+
+
 @dataclass(frozen=True)
 class Targets:
     """What is to be predicted: baskets, each from a history that is a slice of `events`."""
@@ -153,9 +166,27 @@ class Targets:
     def __len__(self) -> int:
         return len(self.begin)
 
+    def with_types(self, names: Sequence[str]) -> Targets:
+        """The same targets with this vocabulary of behavior types."""
+        type_ = _recode(self.type, self.events.behavior_types, names)
+        return replace(self, events=self.events.with_types(names), type=type_)
+
+    def subset(self, chosen: NDArray[np.bool_]) -> Targets:
+        """The chosen contexts with their lines."""
+        lines = chosen[self.row]
+        return Targets(
+            events=self.events,
+            begin=self.begin[chosen],
+            end=self.end[chosen],
+            row=(np.cumsum(chosen) - 1)[self.row[lines]],
+            item=self.item[lines],
+            type=self.type[lines],
+        )
+
     def lengths(self, at_most: int) -> Ints:
         """(contexts,) events of each history, cut to its last `at_most`."""
-        return np.minimum(self.end - self.begin, at_most)
+        lengths: Ints = np.minimum(self.end - self.begin, at_most)
+        return lengths
 
     def positions(self, rows: slice, at_most: int) -> Ints:
         """Indices in `events` of the last `at_most` events of each history of `rows`, ragged."""
@@ -177,6 +208,14 @@ class Split:
     train: Events
     validation: Targets
     test: Targets
+
+    def with_types(self, names: Sequence[str]) -> Split:
+        """The same division with this vocabulary of behavior types."""
+        return Split(
+            self.train.with_types(names),
+            self.validation.with_types(names),
+            self.test.with_types(names),
+        )
 
 
 def split(
@@ -281,6 +320,24 @@ def given_targets(events: Events, targets: Sequence[Target]) -> Targets:
     return Targets(events, begin, end, row[lines], item[lines], type_[lines])
 
 
+def default_split(events: Events) -> SplitKind:
+    """random without items (the form of the seed article), else time where there are times."""
+    if not events.has_items:
+        return "random"
+    return "time" if events.has_times else "leave-one-out"
+
+
+def repeat_share(events: Events) -> float:
+    """Share of the lines with an item, first baskets aside, whose user had the item before."""
+    some = events.item >= 0
+    user, basket = events.user[some], events.basket[some]
+    pair = user * len(events.item_ids) + events.item[some]
+    _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)
+    first_basket_of_user = events.basket[np.minimum(events.first_of_user[user], len(events) - 1)]
+    later = basket > first_basket_of_user
+    return float((basket > basket[first][inverse])[later].mean()) if later.any() else 0.0
+
+
 def training_targets(events: Events) -> Targets:
     """Every basket of the events as a target, first ones (with an empty history) included."""
     return _targets_of(events, np.ones(len(events), np.bool_))
@@ -299,8 +356,9 @@ def history_of(
     at = targets.positions(rows, history_length)
     vectors, known = token_vectors(events.item[at], events.text[at], item_vectors, text_vectors)
     lengths = targets.lengths(history_length)[rows]
+    types = np.where(events.type[at] < 0, len(events.behavior_types), events.type[at])
     return history_batch(
-        vectors, known, events.type[at], events.timestamp[at], lengths, has_times=events.has_times
+        vectors, known, types, events.timestamp[at], lengths, has_times=events.has_times
     )
 
 

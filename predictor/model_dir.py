@@ -196,16 +196,24 @@ class TrainedVersion:
     """File name to PNG."""
 
 
+def check_absent(directory: Path) -> None:
+    """Raises InvalidArgumentError where a version directory cannot be written: something is there.
+
+    Asked before a training, so that an hour's work does not end in this error.
+    """
+    if directory.exists():
+        raise InvalidArgumentError(
+            f"{directory} exists already", reason="VERSION_EXISTS", field="out"
+        )
+
+
 def write(directory: Path, trained: TrainedVersion) -> None:
     """Writes a version directory; it appears whole or not at all.
 
     Raises:
         InvalidArgumentError: the directory exists.
     """
-    if directory.exists():
-        raise InvalidArgumentError(
-            f"{directory} exists already", reason="VERSION_EXISTS", field="out"
-        )
+    check_absent(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,241 @@
+"""`python -m predictor train | evaluate | register`.
+
+Results go to the standard output (with --json one object, nothing else), progress and everything
+else to the standard error. Exit status: 0 good, 1 an error, 2 wrong usage or unusable data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foretell import Client
+from foretell.errors import ForetellError, InvalidArgumentError
+from predictor import evaluation, model_dir, sources, training
+from predictor.data import SPLITS
+from predictor.database import open_database
+from predictor.fitting import FitConfig
+from predictor.model import MODEL_TYPES
+from predictor.registry import register
+from predictor.settings import PredictorSettings
+from predictor.sources import Dataset
+from predictor.training import Protocol
+from serving import cpus
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of the commands and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        result: dict[str, Any] = options.run(options)
+    except InvalidArgumentError as error:
+        return _complain(error, 2)
+    except ForetellError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: nothing was written\n")
+        return 130
+    text = json.dumps(result, ensure_ascii=False) if options.json else options.show(result)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _complain(error: ForetellError, status: int) -> int:
+    sys.stderr.write(f"error: {error.message}\n")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m predictor",
+        description="Trains, evaluates and registers versions; without a command it serves.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_register(commands)
+    return parser
+
+
+Commands = Any  # argparse keeps the type of subparsers private
+
+
+def _add_train(commands: Commands) -> None:
+    command = commands.add_parser(
+        "train", help="train a model and write a version directory", description=train.__doc__
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR",
+                         help="directory to write; its name is the version's")  # fmt: skip
+    _add_data(command)
+    command.add_argument("--model", choices=MODEL_TYPES, default="lstm", help="default: lstm")
+    command.add_argument(
+        "--epochs", type=_positive, default=FitConfig.epochs, metavar="N",
+        help="at most; training ends early where validation stops improving "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--dims", type=_positive, default=FitConfig.dims, metavar="N",
+        help="dimensions of item and query vectors (default: %(default)s)",
+    )  # fmt: skip
+    command.set_defaults(run=train, show=_show_train)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    command = commands.add_parser(
+        "evaluate", help="measure a version beside the baselines", description=evaluate.__doc__
+    )
+    command.add_argument("version", type=Path, metavar="MODEL_DIR", help="a version directory")
+    _add_data(command)
+    command.set_defaults(run=evaluate, show=evaluation.tables)
+
+
+def _add_register(commands: Commands) -> None:
+    command = commands.add_parser(
+        "register", help="bring a version directory to a predictor", description=register_.__doc__
+    )
+    command.add_argument("version", type=Path, metavar="MODEL_DIR", help="a version directory")
+    command.add_argument(
+        "--data-dir", type=Path, metavar="DIR",
+        help="the predictor's data directory (default: as for serving)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=register_, show=lambda result: f"registered {result['version']}")
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    """The options that say what data to use and how to divide it."""
+    data = command.add_argument_group("data")
+    data.add_argument("--events", type=Path, metavar="FILE", help="CSV or Parquet: user_id, "
+                      "behavior_type, behavior_text or item_id, timestamp")  # fmt: skip
+    data.add_argument("--items", type=Path, metavar="FILE", help="CSV or Parquet: item_id, text")
+    data.add_argument("--store", type=Path, metavar="DIR", help="instead of files: a predictor's "
+                      "data directory, and the items of --embedder")  # fmt: skip
+    data.add_argument("--targets", type=Path, metavar="FILE", help="what users did next: user_id, "
+                      "item_id or behavior_type; all events are then history")  # fmt: skip
+    data.add_argument("--split", choices=SPLITS, help="default: time; leave-one-out for items "
+                      "without timestamps, random without items")  # fmt: skip
+    data.add_argument("--test-share", type=_share, metavar="X",
+                      help=f"default: {Protocol.test_share}")  # fmt: skip
+    data.add_argument("--seed", type=int, metavar="N", help=f"default: {Protocol.seed}")
+    texts = command.add_argument_group("text vectors")
+    texts.add_argument("--embedder", metavar="HOST:PORT",
+                       help="default: one that is started for this command")  # fmt: skip
+    texts.add_argument("--encoder", metavar="NAME", help="of that one: a Hugging Face id or a "
+                       "folder (default: the embedded MiniLM)")  # fmt: skip
+    texts.add_argument("--cache-dir", type=Path, default=sources.CACHE_DIR, metavar="DIR",
+                       help="where that one keeps vectors (default: %(default)s)")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError("must lie between 0 and 1")
+    return share
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains a model on files or on a predictor's event store, evaluates it beside the baselines,
+    and writes a version directory, which `register` brings to a predictor.
+    """
+    model_dir.check_absent(options.out)
+    model_dir.check_version_name(options.out.name)
+    torch.set_num_threads(cpus.available())
+    usual = Protocol()
+    protocol = Protocol(
+        options.split,
+        options.test_share or usual.test_share,
+        usual.seed if options.seed is None else options.seed,
+    )
+    with _dataset(options) as dataset:
+        trained = training.train(
+            dataset,
+            options.out,
+            model_type=options.model,
+            protocol=protocol,
+            config=FitConfig(epochs=options.epochs, dims=options.dims),
+            progress=True,
+        )
+    return {"version": trained.version, "path": str(trained.path), **trained.report}
+
+
+def _show_train(result: dict[str, Any]) -> str:
+    parts = [evaluation.tables(result)]
+    if "own_text" in result:
+        columns = ("train_accuracy", "validation_accuracy", "majority_accuracy", "f1", "log_loss")
+        for name in ("own_text", "next_type"):
+            confusion = evaluation.confusion_text(
+                result[name]["confusion_matrix"], result[name]["behavior_types"]
+            )
+            parts.append(evaluation.text_table(name, columns, {name: result[name]}))
+            parts.append(confusion)
+    parts.append(f"version {result['version']} in {result['path']}")
+    return "\n\n".join(parts)
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures a version beside the baselines with the code that training uses. Where no split is
+    given, it is the one that the version was trained with.
+    """
+    version = model_dir.load(options.version)
+    torch.set_num_threads(cpus.available())
+    usual = version.metrics.get("protocol", {})
+    protocol = Protocol(
+        options.split or usual.get("split"),
+        options.test_share or usual.get("test_share", Protocol.test_share),
+        usual.get("seed", Protocol.seed) if options.seed is None else options.seed,
+    )
+    with _dataset(options) as dataset:
+        part, kind = training.divide(dataset, protocol)
+        exclude = version.config.repeats == "excluded"
+        report = evaluation.evaluate_version(version, dataset, part, exclude_history=exclude)
+        described = training.describe(part, kind, protocol, exclude_history=exclude)
+    return {"version": version.config.version, "protocol": described, **report}
+
+
+def register_(options: argparse.Namespace) -> dict[str, Any]:
+    """Checks a version directory and copies it into the predictor's data directory, where
+    `foretell activate` (or ActivateModel) finds it.
+    """
+    data_dir = options.data_dir or PredictorSettings().data_dir
+    with contextlib.closing(open_database(data_dir)) as db:
+        return {"version": register(db, data_dir, options.version)}
+
+
+@contextlib.contextmanager
+def _dataset(options: argparse.Namespace) -> Iterator[Dataset]:
+    """Reads what the options name, with vectors."""
+    if bool(options.events) == bool(options.store):
+        raise InvalidArgumentError("give either --events (and --items) or --store")
+    if options.store and options.items:
+        raise InvalidArgumentError("--items goes with --events; a store's items are --embedder's")
+    if options.store and not options.embedder:
+        raise InvalidArgumentError("--store needs --embedder, which has the items")
+    # Files first: a fault in them is told before a process is started.
+    source = None
+    if options.events:
+        source = sources.read_files(options.events, options.items, options.targets, progress=True)
+        source.events()
+    with sources.embedder(options.embedder, options.cache_dir, options.encoder) as client:
+        if source is None:
+            source = _store(options, client)
+        dataset = sources.with_vectors(source, client, progress=True)
+    yield dataset
+
+
+def _store(options: argparse.Namespace, client: Client) -> sources.Source:
+    return sources.read_store(options.store, client, options.targets, progress=True)

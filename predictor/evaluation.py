@@ -1,0 +1,259 @@
+"""Measures a model and the baselines on the same targets, with the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+from foretell.errors import InvalidArgumentError
+from foretell.vectors import Vectors
+from predictor.baselines import item_baselines, type_baselines
+from predictor.data import Events, Split, Targets, history_of
+from predictor.history import Ints
+from predictor.metrics import (
+    Floats,
+    ItemScorer,
+    TypeScorer,
+    batches,
+    item_metrics,
+    type_metrics,
+)
+from predictor.model import Outputs, SequenceModel
+from predictor.model_dir import Version, softmax
+from predictor.sources import Dataset
+
+CANDIDATES = 200
+"""Best items over which a probability is given: about what a caller may want to choose from."""
+
+REPEATS = 0.05
+"""Share of repeated purchases in training from which on repeats are answered by default."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """All vectors in the model's space: what serving reads from the derived collections."""
+
+    items: Vectors
+    """(items, dims)."""
+    texts: Vectors
+    """(texts, dims)."""
+
+
+def outputs(model: SequenceModel, targets: Targets, space: Space, history_length: int) -> Outputs:
+    """What the model says about every context, read exactly as serving reads it."""
+    parts = [
+        model.predict(history_of(targets, rows, history_length, space.items, space.texts))
+        for rows in batches(len(targets), 1_024)
+    ]
+    return Outputs(
+        np.concatenate([part.type_logits for part in parts]),
+        np.concatenate([part.queries for part in parts]),
+    )
+
+
+def item_scorer(found: Outputs, space: Space) -> ItemScorer:
+    """The model's scores of all items."""
+    return lambda targets, rows: found.queries[rows] @ space.items.T
+
+
+def type_scorer(found: Outputs, temperature: float) -> TypeScorer:
+    """The model's calibrated probabilities."""
+    return lambda targets, rows: softmax(found.type_logits[rows], temperature)
+
+
+def compare(
+    name: str,
+    found: Outputs,
+    space: Space,
+    temperature: float,
+    part: Split,
+    warm: NDArray[np.bool_],
+    *,
+    exclude_history: bool,
+) -> dict[str, Any]:
+    """The metrics of the model and of every baseline on the test targets.
+
+    Args:
+        name: what to call the model.
+        found: its outputs for part.test.
+        temperature: of the type probabilities.
+        warm: (items,) whether training saw the item.
+
+    Returns:
+        items and types, each from method to metrics; a part is missing where the targets have
+        none of it.
+    """
+    test, train = part.test, part.train
+    report: dict[str, Any] = {}
+    if (test.item >= 0).any():
+        scorers = {name: item_scorer(found, space), **item_baselines(train)}
+        report["items"] = {
+            method: item_metrics(scorer, test, warm, exclude_history=exclude_history)
+            for method, scorer in scorers.items()
+        }
+    if (test.type >= 0).any():
+        type_scorers = {name: type_scorer(found, temperature), **type_baselines(train)}
+        report["types"] = {
+            method: measure_types(scorer, test) for method, scorer in type_scorers.items()
+        }
+    return report
+
+
+def measure_types(scorer: TypeScorer, targets: Targets) -> dict[str, Any]:
+    """type_metrics of every line that has a type."""
+    probabilities, true = line_probabilities(scorer, targets)
+    return type_metrics(probabilities, true, targets.events.behavior_types)
+
+
+def line_probabilities(scorer: TypeScorer, targets: Targets) -> tuple[Floats, Ints]:
+    """Probabilities (lines, types) and the true type (lines,) of the lines that have one."""
+    contexts = np.concatenate([scorer(targets, rows) for rows in batches(len(targets))])
+    some = targets.type != -1
+    return contexts[targets.row[some]], targets.type[some]
+
+
+def type_temperature(found: Outputs, targets: Targets) -> float:
+    """The temperature at which the true types are most likely (Guo et al., 2017)."""
+    some = targets.type >= 0
+    if not some.any():
+        return 1.0
+    return _temperature(found.type_logits[targets.row[some]], targets.type[some])
+
+
+def item_temperature(
+    found: Outputs, space: Space, targets: Targets, *, exclude_history: bool
+) -> float:
+    """The same for the items that are among the CANDIDATES best."""
+    scores, column = [], []
+    for rows in batches(len(targets)):
+        best, row, place = _candidates(found, space, targets, rows, exclude_history)
+        scores.append(best[row])
+        column.append(place)
+    if not sum(map(len, column)):
+        return 1.0
+    return _temperature(np.concatenate(scores), np.concatenate(column))
+
+
+def _candidates(
+    found: Outputs, space: Space, targets: Targets, rows: slice, exclude_history: bool
+) -> tuple[Floats, Ints, Ints]:
+    """The best scores of each context, and (row, column) of the targets among them."""
+    scores = found.queries[rows] @ space.items.T
+    if exclude_history:
+        whole = len(targets.events)
+        items = targets.events.item[targets.positions(rows, whole)]
+        row_of = np.repeat(np.arange(len(scores)), targets.lengths(whole)[rows])
+        scores[row_of[items >= 0], items[items >= 0]] = -1e9
+    k = min(CANDIDATES, scores.shape[1])
+    best = np.argpartition(scores, -k, axis=1)[:, -k:]
+    begin, end = np.searchsorted(targets.row, [rows.start, rows.stop])
+    row, item = targets.row[begin:end] - rows.start, targets.item[begin:end]
+    line, place = np.nonzero(best[row] == item[:, None])
+    return np.take_along_axis(scores, best, axis=1), row[line], place
+
+
+def _temperature(logits: Floats, true: Ints) -> float:
+    """Minimises the negative log likelihood of softmax(logits / temperature)."""
+    lines = np.arange(len(true))
+
+    def loss(log_temperature: float) -> float:
+        own = softmax(logits, float(np.exp(log_temperature)))[lines, true]
+        return float(-np.log(np.maximum(own, 1e-38)).mean())
+
+    # A factor of 20 either way: beyond that the probabilities say nothing or everything.
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    return float(np.exp(found.x))
+
+
+def evaluate_version(
+    version: Version, dataset: Dataset, part: Split, *, exclude_history: bool
+) -> dict[str, Any]:
+    """Measures a stored version as training does.
+
+    Args:
+        part: the division of the data, by the version's own protocol or another.
+
+    Raises:
+        InvalidArgumentError: the version was trained on vectors of another encoder.
+    """
+    config = version.config
+    if dataset.encoder != config.encoder:
+        raise InvalidArgumentError(
+            f"version {config.version} was trained on {config.encoder.name} "
+            f"({config.encoder.pooling}, {config.encoder.cols} dimensions), but the embedder has "
+            f"{dataset.encoder.name} ({dataset.encoder.pooling}, {dataset.encoder.cols})",
+            reason="OTHER_ENCODER",
+            field="encoder",
+        )
+    part = part.with_types(config.behavior_types)
+    residuals, warm = _residuals(version, dataset.events)
+    space = Space(
+        version.projection.apply(dataset.item_vectors, residuals),
+        version.projection.apply(dataset.text_vectors),
+    )
+    found = outputs(version.model, part.test, space, config.history_length)
+    return compare(
+        config.model_type, found, space, config.type_temperature, part, warm,
+        exclude_history=exclude_history,
+    )  # fmt: skip
+
+
+def _residuals(version: Version, events: Events) -> tuple[Vectors, NDArray[np.bool_]]:
+    """(items, dims) residuals in the order of the catalogue, and which items have one."""
+    rows = {item_id: row for row, item_id in enumerate(version.item_ids)}
+    at = np.array([rows.get(item_id, -1) for item_id in events.item_ids], np.int64)
+    residuals = np.zeros((len(at), version.config.dims), np.float32)
+    residuals[at >= 0] = version.residuals[at[at >= 0]]
+    return residuals, at >= 0
+
+
+_ITEM_COLUMNS = (
+    "hits_at_10", "recall_at_10", "ndcg_at_10", "coverage_at_10",
+    "warm_recall_at_10", "cold_recall_at_10", "contexts",
+)  # fmt: skip
+_TYPE_COLUMNS = (
+    "accuracy", "precision", "recall", "f1", "roc_auc", "mse", "log_loss", "ece", "lines",
+)  # fmt: skip
+
+
+def tables(report: dict[str, Any]) -> str:
+    """The comparison as plain text."""
+    parts = [
+        text_table(title, columns, report[key])
+        for title, key, columns in (
+            ("Next items, full ranking", "items", _ITEM_COLUMNS),
+            ("Next behavior type", "types", _TYPE_COLUMNS),
+        )
+        if key in report
+    ]
+    return "\n\n".join(parts)
+
+
+def text_table(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
+    """Rows by name under a title, numbers with four digits."""
+    width = max(map(len, rows)) + 2
+    lines = [title, " " * width + "  ".join(column.rjust(10) for column in columns)]
+    for name, values in rows.items():
+        cells = [_cell(values.get(column)).rjust(max(10, len(column))) for column in columns]
+        lines.append(name.ljust(width) + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def confusion_text(confusion: Sequence[Sequence[int]], behavior_types: Sequence[str]) -> str:
+    """A confusion matrix as plain text, true types down, predicted ones across."""
+    width = max(len(name) for name in (*behavior_types, "true \\ predicted")) + 2
+    lines = ["true \\ predicted".ljust(width) + "".join(n.rjust(width) for n in behavior_types)]
+    for name, row in zip(behavior_types, confusion, strict=True):
+        lines.append(name.ljust(width) + "".join(f"{count:,}".rjust(width) for count in row))
+    return "\n".join(lines)

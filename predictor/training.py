@@ -1,0 +1,300 @@
+"""From a data set to a version directory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foretell.errors import InvalidArgumentError
+from foretell.projection import Projection
+from foretell.vectors import Vectors
+from predictor import baselines, evaluation, model_dir, plots
+from predictor.data import Split, SplitKind, Targets, default_split, history_of, repeat_share, split
+from predictor.evaluation import Space
+from predictor.fitting import Epoch, FitConfig, Learner, fit, new_learner
+from predictor.history import HistoryBatch
+from predictor.item_space import Whitening
+from predictor.metrics import item_metrics
+from predictor.model import MODEL_TYPES, Outputs
+from predictor.model_dir import TrainedVersion, VersionConfig
+from predictor.own_text import next_type, own_text
+from predictor.sources import Dataset
+
+TEXT_DIMS = 128
+"""Principal axes of the text vectors that the projection reads: of MiniLM's 384, those beyond
+change nothing measurable on groceries, and cost a third of a step."""
+
+GOLDEN_HISTORIES = 8
+
+LIBRARIES = ("foretell-services", "numpy", "safetensors", "torch", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is divided; None: `default_split`."""
+
+    split: SplitKind | None = None
+    test_share: float = 0.2
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives back."""
+
+    version: str
+    path: Path
+    report: dict[str, Any]
+    """metrics.json: protocol, items, types, and for texts-only events own_text, next_type."""
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A fitted model and all that follows from it."""
+
+    learner: Learner
+    curve: list[Epoch]
+    projection: Projection
+    residuals: Vectors
+    """(items, dims)."""
+    warm: NDArray[np.bool_]
+    """(items,) whether the item has a residual."""
+    space: Space
+
+
+def train(
+    dataset: Dataset,
+    out: Path,
+    *,
+    model_type: str = "lstm",
+    protocol: Protocol | None = None,
+    config: FitConfig | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Trains on a data set, evaluates beside the baselines, and writes a version directory.
+
+    Args:
+        dataset: events with vectors, see `sources`.
+        out: the directory to write; its name becomes the version's.
+        model_type: one of MODEL_TYPES.
+        protocol: how to divide the events.
+        config: how to fit; its seed is the protocol's.
+        progress: whether to show bars and the training curve on the standard error.
+
+    Raises:
+        InvalidArgumentError: the data cannot train a model, or `out` exists or its name is no
+            version name.
+    """
+    begin = time.monotonic()
+    protocol = protocol or Protocol()
+    config = replace(config or FitConfig(), seed=protocol.seed)
+    if model_type not in MODEL_TYPES:
+        raise InvalidArgumentError(
+            f"model {model_type!r} is none of {', '.join(MODEL_TYPES)}", field="model"
+        )
+    name = model_dir.check_version_name(out.name)
+    model_dir.check_absent(out)
+    part, kind = divide(dataset, protocol)
+    exclude = part.train.has_items and repeat_share(part.train) < evaluation.REPEATS
+    fitted = _fit(dataset, part, config, exclude_history=exclude, progress=progress)
+    network, space = fitted.learner.network, fitted.space
+    length = config.history_length
+    on_validation = evaluation.outputs(network, part.validation, space, length)
+    on_test = evaluation.outputs(network, part.test, space, length)
+    type_temperature = evaluation.type_temperature(on_validation, part.validation)
+    report: dict[str, Any] = {
+        "protocol": describe(part, kind, protocol, exclude_history=exclude),
+        **evaluation.compare(
+            model_type, on_test, space, type_temperature, part, fitted.warm, exclude_history=exclude
+        ),
+    }
+    if not dataset.events.has_items:
+        report["own_text"] = own_text(dataset, protocol.test_share, protocol.seed)
+        measured = {"model": report["types"][model_type], "majority": report["types"]["majority"]}
+        report["next_type"] = next_type(network, space, part, measured, length, protocol.seed)
+    version = VersionConfig(
+        version=name,
+        model_type=model_type,
+        encoder=dataset.encoder,
+        behavior_types=part.train.behavior_types,
+        history_length=length,
+        dims=config.dims,
+        hidden=config.hidden,
+        repeats="excluded" if exclude else "allowed",
+        has_items=part.train.has_items,
+        has_texts=dataset.events.has_texts,
+        has_times=dataset.events.has_times,
+        type_temperature=type_temperature,
+        item_temperature=evaluation.item_temperature(
+            on_validation, space, part.validation, exclude_history=exclude
+        ),
+        candidates=evaluation.CANDIDATES,
+        files={},
+    )
+    model_dir.write(
+        out,
+        TrainedVersion(
+            version,
+            network.cpu(),
+            fitted.projection,
+            tuple(i for i, warm in zip(dataset.events.item_ids, fitted.warm, strict=True) if warm),
+            fitted.residuals[fitted.warm],
+            _golden(part.validation, space, length),
+            {
+                "metrics.json": report,
+                "history.json": [asdict(epoch) for epoch in fitted.curve],
+                "lineage.json": _lineage(dataset, config, begin),
+            },
+            _plots(fitted.curve, on_test, part.test, type_temperature),
+        ),
+    )
+    return Trained(name, out, report)
+
+
+def divide(dataset: Dataset, protocol: Protocol) -> tuple[Split, SplitKind]:
+    """Splits, with behavior types known from training alone.
+
+    Raises:
+        InvalidArgumentError: there are too few events, users or types to train on.
+    """
+    events = dataset.events
+    kind = protocol.split or default_split(events)
+    types = np.unique(events.type)
+    if len(types) < 2 and not events.has_items:
+        raise InvalidArgumentError(
+            f"all {len(events)} events have the behavior type {events.behavior_types[types[0]]!r}, "
+            "and none has an item: there is nothing to tell apart",
+            reason="ONE_BEHAVIOR_TYPE",
+            field="behavior_type",
+        )
+    users = np.unique(events.user)
+    if len(users) < 2:
+        raise InvalidArgumentError(
+            f"all {len(events)} events are of the user {events.user_ids[users[0]]!r}: "
+            "what users have in common needs at least two",
+            reason="ONE_USER",
+            field="user_id",
+        )
+    part = split(events, kind, protocol.test_share, protocol.seed, dataset.targets)
+    known = np.bincount(part.train.type, minlength=len(events.behavior_types)) > 0
+    names = [name for name, seen in zip(events.behavior_types, known, strict=True) if seen]
+    return part.with_types(names), kind
+
+
+def _fit(
+    dataset: Dataset, part: Split, config: FitConfig, *, exclude_history: bool, progress: bool
+) -> _Fitted:
+    train = part.train
+    popularity = baselines.popularity(train)
+    warm = popularity > 0
+    read = np.unique(train.text[(train.item < 0) & (train.text >= 0)])
+    fitted_on = np.concatenate([dataset.item_vectors[warm], dataset.text_vectors[read]])
+    whitening = Whitening(fitted_on, TEXT_DIMS)
+    learner = new_learner(
+        train,
+        whitening.apply(dataset.item_vectors),
+        whitening.apply(dataset.text_vectors),
+        popularity,
+        config,
+    )
+
+    def space() -> tuple[Projection, Vectors, Space]:
+        projection = learner.space.projection(whitening)
+        residuals = learner.space.residuals()
+        items = projection.apply(dataset.item_vectors, residuals)
+        return projection, residuals, Space(items, projection.apply(dataset.text_vectors))
+
+    def validate(learner: Learner) -> tuple[float, dict[str, float]]:
+        _, _, vectors = space()
+        found = evaluation.outputs(learner.network, part.validation, vectors, config.history_length)
+        shown: dict[str, float] = {}
+        score = 0.0
+        if (part.validation.type >= 0).any():
+            types = evaluation.measure_types(evaluation.type_scorer(found, 1.0), part.validation)
+            shown = {"type_accuracy": types["accuracy"], "type_log_loss": types["log_loss"]}
+            score = -types["log_loss"]
+        if train.has_items and (part.validation.item >= 0).any():
+            items = item_metrics(
+                evaluation.item_scorer(found, vectors), part.validation, warm,
+                exclude_history=exclude_history,
+            )  # fmt: skip
+            if items["contexts"]:
+                shown |= {name: items[name] for name in ("hits_at_10", "ndcg_at_10")}
+                score = items["ndcg_at_10"]  # finer than hits, and so less noisy
+        return score, shown
+
+    curve = fit(learner, train, validate, progress=progress)
+    return _Fitted(learner, curve, *space()[:2], warm, space()[2])
+
+
+def describe(
+    part: Split, kind: SplitKind, protocol: Protocol, *, exclude_history: bool
+) -> dict[str, Any]:
+    """The protocol in metrics.json: what must be the same for figures to be compared."""
+    return {
+        "split": kind,
+        "test_share": protocol.test_share,
+        "seed": protocol.seed,
+        "train_events": len(part.train),
+        "validation_contexts": len(part.validation),
+        "test_contexts": len(part.test),
+        "catalogue": len(part.train.item_ids),
+        "repeat_share": repeat_share(part.train),
+        "history_filtered": exclude_history,
+        "ranking": "full catalogue, ties count against the target",
+    }
+
+
+def _golden(targets: Targets, space: Space, history_length: int) -> HistoryBatch:
+    """A few histories, an empty one among them, by which serving checks that it answers alike."""
+    rows = slice(0, min(GOLDEN_HISTORIES, len(targets)))
+    some = history_of(targets, rows, history_length, space.items, space.texts)
+    return replace(some, lengths=np.append(some.lengths, 0))
+
+
+def _lineage(dataset: Dataset, config: FitConfig, begin: float) -> dict[str, Any]:
+    """What the version was made from and what it took."""
+    return {
+        "data": dataset.lineage,
+        "fit": asdict(config),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begin, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _plots(
+    curve: list[Epoch], found: Outputs, targets: Targets, temperature: float
+) -> dict[str, bytes]:
+    images = {"training.png": plots.training_curve(curve)}
+    if (targets.type >= 0).any():
+        scorer = evaluation.type_scorer(found, temperature)
+        probabilities, true = evaluation.line_probabilities(scorer, targets)
+        names = targets.events.behavior_types
+        confusion = np.array(
+            evaluation.measure_types(scorer, targets)["confusion_matrix"], np.int64
+        )
+        images["confusion_matrix.png"] = plots.confusion_matrix(confusion, names)
+        images["roc.png"] = plots.roc_curves(probabilities, true, names)
+    return images
