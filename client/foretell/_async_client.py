@@ -91,7 +91,7 @@ class AsyncClient:
         self._closed = False
 
     async def close(self) -> None:
-        """Closes the connections; calls in flight end with CancelledError."""
+        """Closes the connections; calls in flight are cancelled."""
         self._closed = True
         for channel in self._channels.values():
             await channel.close()
@@ -123,7 +123,9 @@ class AsyncClient:
         """
         with building():
             request = epb.EmbedRequest(
-                texts=texts, collection=collection, element_type=_element_type(float16)
+                texts=_convert.strings(texts, "texts"),
+                collection=collection,
+                element_type=_element_type(float16),
             )
         response = await self._write(self._embedder.Embed, request, timeout_s)
         return _convert.embed_from_proto(response)
@@ -202,7 +204,7 @@ class AsyncClient:
         with building():
             request = epb.PutVectorsRequest(
                 collection=collection,
-                ids=ids,
+                ids=_convert.strings(ids, "ids"),
                 vectors=to_block(vectors, _element_type(float16)),
                 request_id=new_request_id(request_id),
             )
@@ -220,7 +222,9 @@ class AsyncClient:
         """Items by id, with their vectors if wanted."""
         with building():
             request = epb.GetItemsRequest(
-                collection=collection, ids=ids, include_vectors=include_vectors
+                collection=collection,
+                ids=_convert.strings(ids, "ids"),
+                include_vectors=include_vectors,
             )
         response = await self._read(self._embedder.GetItems, request, timeout_s)
         return _convert.items_from_proto(response, include_vectors)
@@ -253,7 +257,9 @@ class AsyncClient:
         """Deletes items of a text or vector collection, and all that is derived from them."""
         with building():
             request = epb.DeleteItemsRequest(
-                collection=collection, ids=ids, request_id=new_request_id(request_id)
+                collection=collection,
+                ids=_convert.strings(ids, "ids"),
+                request_id=new_request_id(request_id),
             )
         response = await self._write(self._embedder.DeleteItems, request, timeout_s)
         return _convert.delete_from_proto(response)
@@ -299,8 +305,10 @@ class AsyncClient:
                 ],
                 include_vectors=include_vectors,
                 vectors=None if vectors is None else to_block(vectors),
-                texts=None if texts is None else epb.TextQueries(texts=texts),
-                ids=None if ids is None else epb.IdQueries(ids=ids),
+                texts=None
+                if texts is None
+                else epb.TextQueries(texts=_convert.strings(texts, "texts")),
+                ids=None if ids is None else epb.IdQueries(ids=_convert.strings(ids, "ids")),
             )
         response = await self._read(self._embedder.Search, request, timeout_s)
         return _convert.search_from_proto(response, include_vectors)
@@ -527,7 +535,8 @@ class AsyncClient:
         query = types.PredictionQuery(user_id, history, k, allow_item_ids, deny_item_ids, repeats)
         with building():
             request = prediction_pb.RankRequest(
-                query=_convert.query_to_proto(query), item_ids=item_ids
+                query=_convert.query_to_proto(query),
+                item_ids=_convert.strings(item_ids, "item_ids"),
             )
         response = await self._read(self._predictions.Rank, request, timeout_s)
         return _convert.prediction_from_proto(response.prediction, response.timings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -63,6 +63,19 @@ def failures_from_proto(
         types.Failure(message.index + offset, errors.from_status(message.status))
         for message in messages
     )
+
+
+def strings(values: Sequence[str], field: str) -> Sequence[str]:
+    """The values, unless they are one string, which Python would take for its letters.
+
+    Raises:
+        InvalidArgumentError: they are one string.
+    """
+    if isinstance(values, str):
+        raise errors.InvalidArgumentError(
+            f"{field} is one string; give a list of them", reason="NO_LIST", field=field
+        )
+    return values
 
 
 def timings_from_proto(message: common_pb2.Timings) -> types.Timings:
@@ -168,7 +181,10 @@ def items_from_proto(message: epb.GetItemsResponse, include_vectors: bool) -> ty
 
 def filter_to_proto(query_filter: types.Filter) -> epb.QueryFilter:
     """What a query may answer."""
-    return epb.QueryFilter(allow_ids=query_filter.allow_ids, deny_ids=query_filter.deny_ids)
+    return epb.QueryFilter(
+        allow_ids=strings(query_filter.allow_ids, "allow_ids"),
+        deny_ids=strings(query_filter.deny_ids, "deny_ids"),
+    )
 
 
 def search_from_proto(message: epb.SearchResponse, include_vectors: bool) -> types.SearchResult:
@@ -290,8 +306,8 @@ def query_to_proto(query: types.PredictionQuery) -> prediction_service_pb2.Predi
     message = prediction_service_pb2.PredictionQuery(
         user_id=query.user_id,
         history=events_to_proto(query.history, "history"),
-        allow_item_ids=query.allow_item_ids,
-        deny_item_ids=query.deny_item_ids,
+        allow_item_ids=strings(query.allow_item_ids, "allow_item_ids"),
+        deny_item_ids=strings(query.deny_item_ids, "deny_item_ids"),
     )
     if query.k is not None:
         message.k = query.k

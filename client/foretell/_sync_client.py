@@ -92,7 +92,7 @@ class Client:
         self._closed = False
 
     def close(self) -> None:
-        """Closes the connections; calls in flight end with CancelledError."""
+        """Closes the connections; calls in flight are cancelled."""
         self._closed = True
         for channel in self._channels.values():
             channel.close()
@@ -124,7 +124,9 @@ class Client:
         """
         with building():
             request = epb.EmbedRequest(
-                texts=texts, collection=collection, element_type=_element_type(float16)
+                texts=_convert.strings(texts, "texts"),
+                collection=collection,
+                element_type=_element_type(float16),
             )
         response = self._write(self._embedder.Embed, request, timeout_s)
         return _convert.embed_from_proto(response)
@@ -203,7 +205,7 @@ class Client:
         with building():
             request = epb.PutVectorsRequest(
                 collection=collection,
-                ids=ids,
+                ids=_convert.strings(ids, "ids"),
                 vectors=to_block(vectors, _element_type(float16)),
                 request_id=new_request_id(request_id),
             )
@@ -221,7 +223,9 @@ class Client:
         """Items by id, with their vectors if wanted."""
         with building():
             request = epb.GetItemsRequest(
-                collection=collection, ids=ids, include_vectors=include_vectors
+                collection=collection,
+                ids=_convert.strings(ids, "ids"),
+                include_vectors=include_vectors,
             )
         response = self._read(self._embedder.GetItems, request, timeout_s)
         return _convert.items_from_proto(response, include_vectors)
@@ -254,7 +258,9 @@ class Client:
         """Deletes items of a text or vector collection, and all that is derived from them."""
         with building():
             request = epb.DeleteItemsRequest(
-                collection=collection, ids=ids, request_id=new_request_id(request_id)
+                collection=collection,
+                ids=_convert.strings(ids, "ids"),
+                request_id=new_request_id(request_id),
             )
         response = self._write(self._embedder.DeleteItems, request, timeout_s)
         return _convert.delete_from_proto(response)
@@ -300,8 +306,10 @@ class Client:
                 ],
                 include_vectors=include_vectors,
                 vectors=None if vectors is None else to_block(vectors),
-                texts=None if texts is None else epb.TextQueries(texts=texts),
-                ids=None if ids is None else epb.IdQueries(ids=ids),
+                texts=None
+                if texts is None
+                else epb.TextQueries(texts=_convert.strings(texts, "texts")),
+                ids=None if ids is None else epb.IdQueries(ids=_convert.strings(ids, "ids")),
             )
         response = self._read(self._embedder.Search, request, timeout_s)
         return _convert.search_from_proto(response, include_vectors)
@@ -526,7 +534,8 @@ class Client:
         query = types.PredictionQuery(user_id, history, k, allow_item_ids, deny_item_ids, repeats)
         with building():
             request = prediction_pb.RankRequest(
-                query=_convert.query_to_proto(query), item_ids=item_ids
+                query=_convert.query_to_proto(query),
+                item_ids=_convert.strings(item_ids, "item_ids"),
             )
         response = self._read(self._predictions.Rank, request, timeout_s)
         return _convert.prediction_from_proto(response.prediction, response.timings)

@@ -784,6 +784,12 @@ def test_a_write_waits_for_an_absent_service(call: Caller, server: Server) -> No
     ("method", "args", "kwargs", "message"),
     [
         ("embed", (["\ud800"],), {}, "cannot be sent"),
+        ("embed", ("tea",), {}, "texts is one string; give a list of them"),
+        ("get_items", ("i1",), {}, "ids is one string"),
+        ("search", (), {"texts": "tea"}, "texts is one string"),
+        ("search", (), {"ids": ["i"], "filters": foretell.Filter("i")}, "allow_ids is one string"),
+        ("rank", ("u", "i1"), {}, "item_ids is one string"),
+        ("predict", ("u",), {"deny_item_ids": "i1"}, "deny_item_ids is one string"),
         ("search", (), {}, "exactly one of vectors, texts and ids"),
         ("search", (), {"texts": ["a"], "ids": ["b"]}, "exactly one of"),
         ("search", (), {"texts": ["a"], "k": -1}, "cannot be sent"),
