@@ -72,6 +72,7 @@ class Database:
         self._local = threading.local()
         self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._closed = False
+        self._closing = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         try:
             self._open_schema(schema + _REQUESTS, version)
@@ -113,10 +114,11 @@ class Database:
         in the order of the commits: what is derived from the database is brought up to date
         there, so that whoever has the answer sees its effect.
         """
-        if self._closed:
-            raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
         write = _Write(apply, committed, Future())
-        self._queue.put(write)
+        with self._closing:  # nothing may come after the mark that ends the writer
+            if self._closed:
+                raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
+            self._queue.put(write)
         return write.future
 
     async def write(
@@ -129,25 +131,27 @@ class Database:
 
     def close(self) -> None:
         """Commits what waits and closes all connections."""
-        if not self._closed:
+        with self._closing:
+            if self._closed:
+                return
             self._closed = True
             self._queue.put(None)
-            self._writer.join()
-            for connection in self._connections:
-                connection.close()
+        self._writer.join()
+        for connection in self._connections:
+            connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         # Any thread may close it (in `close`); each thread uses only its own.
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self._connections.append(connection)
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        self._connections.append(connection)
         return connection
 
     def _open_schema(self, schema: str, version: int) -> None:
-        connection = self.connection()
         try:
+            connection = self.connection()
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("BEGIN IMMEDIATE")
             (found,) = connection.execute("PRAGMA user_version").fetchone()
@@ -174,7 +178,12 @@ class Database:
                 while len(group) < GROUP:
                     group.append(self._queue.get_nowait())
             running = None not in group
-            writes = [write for write in group if write is not None]
+            # A write that has begun cannot be cancelled any more.
+            writes = [
+                write
+                for write in group
+                if write is not None and write.future.set_running_or_notify_cancel()
+            ]
             if writes:
                 self._commit(connection, writes)
 

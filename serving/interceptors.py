@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, cast
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 Deserializer = Callable[[bytes], Any]
 Unary = Callable[[Any, Context], Awaitable[Any]]
-Stream = Callable[[Any, Context], AsyncIterator[Any]]
+Stream = Callable[[Any, Context], AsyncIterator[Any] | Awaitable[None]]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -71,8 +72,12 @@ def _guard_stream(
 ) -> Callable[[bytes, Context], AsyncIterator[Any]]:
     async def guarded(data: bytes, context: Context) -> AsyncIterator[Any]:
         try:
-            async for response in handle(_parse(deserialize, data, method), context):
-                yield response
+            answers = handle(_parse(deserialize, data, method), context)
+            if inspect.isawaitable(answers):  # the other style: writes to the context itself
+                await answers
+            else:
+                async for response in answers:
+                    yield response
         except Exception as error:
             await _abort(context, error, method)
 

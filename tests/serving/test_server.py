@@ -1,0 +1,140 @@
+"""Life of a server: health, reflection, taken ports, graceful stop."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from foretell.embedder.v1 import embedder_service_pb2 as pb
+from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
+from foretell.errors import UnavailableError
+from serving.server import running
+from serving.settings import ServiceSettings
+
+NAME = "foretell.embedder.v1.EmbedderService"
+
+
+class Servicer(rpc.EmbedderServiceServicer):
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self.go = asyncio.Event()
+        self.ending = asyncio.Event()
+
+    async def GetInfo(self, request: pb.GetInfoRequest, context: Any) -> pb.GetInfoResponse:
+        self.entered.set()
+        await self.go.wait()
+        return pb.GetInfoResponse(version="1")
+
+    async def WatchItems(
+        self, request: pb.WatchItemsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchItemsResponse]:
+        yield pb.WatchItemsResponse(seq=1)
+        await self.ending.wait()
+        raise UnavailableError("the service is shutting down")
+
+    def register(self, server: grpc.aio.Server) -> Sequence[str]:
+        rpc.add_EmbedderServiceServicer_to_server(self, server)
+        return [NAME]
+
+
+def a_servicer() -> Servicer:
+    return Servicer()  # type: ignore[abstract]  # the other methods are not called
+
+
+def settings(**values: Any) -> ServiceSettings:
+    return ServiceSettings(drain_s=0, **values)
+
+
+async def test_health_per_service_and_reflection() -> None:
+    async with (
+        running(settings(), a_servicer().register) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", NAME):
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await health.Check(health_pb2.HealthCheckRequest(service="other"))
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        question = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for answer in stub.ServerReflectionInfo(iter([question])):
+            names = {service.name for service in answer.list_services_response.service}
+            assert {NAME, "grpc.health.v1.Health"} <= names
+
+
+async def test_a_call_in_flight_finishes_while_stopping() -> None:
+    servicer = a_servicer()
+    serving = running(settings(), servicer.register)
+    address = await serving.__aenter__()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = rpc.EmbedderServiceStub(channel).GetInfo(pb.GetInfoRequest())
+        await asyncio.wait_for(servicer.entered.wait(), 10)
+        stopping = asyncio.ensure_future(serving.__aexit__(None, None, None))
+        servicer.go.set()
+        assert (await call).version == "1"
+        await asyncio.wait_for(stopping, 10)
+
+
+async def test_open_streams_do_not_hold_up_the_stop() -> None:
+    servicer = a_servicer()
+    serving = running(settings(grace_s=3_600), servicer.register, servicer.ending.set)
+    address = await serving.__aenter__()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = rpc.EmbedderServiceStub(channel).WatchItems(pb.WatchItemsRequest())
+        assert (await call.read()).seq == 1
+        await asyncio.wait_for(serving.__aexit__(None, None, None), 10)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call.read()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_while_draining_health_says_not_serving() -> None:
+    servicer = a_servicer()
+    serving = running(ServiceSettings(drain_s=30), servicer.register)
+    address = await serving.__aenter__()
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        stopping = asyncio.ensure_future(serving.__aexit__(None, None, None))
+        answer = await asyncio.wait_for(watch.read(), 10)
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        servicer.go.set()
+        info = await rpc.EmbedderServiceStub(channel).GetInfo(pb.GetInfoRequest())
+        assert info.version == "1"  # new calls are served until the drain is over
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+
+
+async def test_a_taken_port_is_an_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=str(port)):
+            async with running(settings(port=port), a_servicer().register):
+                pass
+
+
+async def test_too_many_calls_are_refused() -> None:
+    servicer = a_servicer()
+    async with (
+        running(settings(max_concurrent_calls=1), servicer.register) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = rpc.EmbedderServiceStub(channel)
+        first = stub.GetInfo(pb.GetInfoRequest())
+        await asyncio.wait_for(servicer.entered.wait(), 10)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.GetInfo(pb.GetInfoRequest())
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        servicer.go.set()
+        await first
