@@ -86,7 +86,9 @@ class Learner(nn.Module):
         self.config = config
         with torch.no_grad():
             network.query_head.bias.zero_()
-            network.query_head.bias[0] = 1.0  # popularity, see ItemSpace
+            # Popularity, see ItemSpace: from the bias alone, not from the traces as well.
+            network.query_head.bias[0] = 1.0
+            network.trace_weight[:, 0] = 0.0
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean losses (items, types) of a batch; 0 where it has no targets of the kind."""
