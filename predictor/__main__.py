@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 
 import grpc
 import torch
 
+from foretell.errors import ForetellError
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
 from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -24,6 +27,7 @@ from predictor.embedder import Embedder
 from predictor.events import EventStore
 from predictor.prediction import Predictor
 from predictor.processes import Presence
+from predictor.registry import register
 from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PredictorSettings
@@ -61,7 +65,7 @@ async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
             _background(lambda: presence.run(models.look), models.run, texts.run, embedder.run)
         )
 
-        def register(server: grpc.aio.Server) -> Sequence[str]:
+        def add_servicers(server: grpc.aio.Server) -> Sequence[str]:
             add_EventServiceServicer_to_server(EventService(store, texts), server)
             add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
             add_ModelServiceServicer_to_server(
@@ -76,7 +80,7 @@ async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
                 )
             ]
 
-        yield register
+        yield add_servicers
 
 
 @contextlib.asynccontextmanager
@@ -102,13 +106,38 @@ async def _restarted(run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _serve(settings: PredictorSettings) -> None:
-    async with application(settings) as register:
-        await serve("predictor", settings, register)
+    async with application(settings) as add_servicers:
+        await serve("predictor", settings, add_servicers)
+
+
+def _register(arguments: Sequence[str]) -> int:
+    """`register DIR [--data-dir D]`: brings a trained version in; the service may run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m predictor register",
+        description="Copies a version directory into a predictor's data directory.",
+    )
+    parser.add_argument("directory", type=Path, help="what `python -m predictor train` wrote")
+    parser.add_argument("--data-dir", help="the predictor's data directory")
+    given = parser.parse_args(arguments)
+    # As the service reads it: flag, environment, default.
+    flags = ["--data-dir", given.data_dir] if given.data_dir else []
+    settings = service_settings.load(PredictorSettings, flags, parser.prog)
+    try:
+        db = open_database(settings.data_dir)
+        with contextlib.closing(db):
+            version = register(db, settings.data_dir, given.directory)
+    except ForetellError as error:
+        sys.stderr.write(f"{parser.prog}: {error.message}\n")
+        return 1
+    sys.stdout.write(f"registered {version}\n")
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; without one it serves."""
-    if arguments and arguments[0] in ("train", "evaluate", "register"):
+    if arguments and arguments[0] == "register":
+        return _register(arguments[1:])
+    if arguments and arguments[0] in ("train", "evaluate"):
         from predictor import commands  # needs more libraries than serving does
 
         return commands.main(arguments)

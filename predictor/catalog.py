@@ -80,6 +80,10 @@ class Catalog:
         if changes.caught_up:
             self.caught_up.set()
 
+    def lost(self) -> None:
+        """Says that the collection begins anew: what is known stands until its first message."""
+        self._seq = 0
+
     def _row(self, item_id: str) -> int:
         row = self._rows.get(item_id)
         if row is None:
@@ -102,7 +106,7 @@ class Catalog:
                     self.apply(changes)
             except NotFoundError:
                 log.error("the embedder has lost %s: publishing it anew", self.collection)
-                self._seq = 0
+                self.lost()
                 try:
                     await restore()
                 except ForetellError as error:

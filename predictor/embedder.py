@@ -81,6 +81,15 @@ class Embedder:
             raise UnavailableError(
                 f"the embedder at {self.address} does not answer", reason="EMBEDDER_UNAVAILABLE"
             )
+        return await self._call(method, request, timeout_s, wait_for_ready)
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Q, R],
+        request: Q,
+        timeout_s: float,
+        wait_for_ready: bool,
+    ) -> R:
         try:
             response = await method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
         except grpc.aio.AioRpcError as error:
@@ -108,7 +117,7 @@ class Embedder:
     async def probe(self) -> None:
         """Looks whether the embedder answers."""
         try:
-            await self.call(self.stub.GetInfo, pb.GetInfoRequest(), PROBE_S, wait_for_ready=True)
+            await self._call(self.stub.GetInfo, pb.GetInfoRequest(), PROBE_S, False)
         except (UnavailableError, DeadlineExceededError):
             pass  # noted
         except ForetellError as error:  # it answers, if only with an error

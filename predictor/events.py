@@ -7,21 +7,13 @@ of one time keep the order in which they came.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foretell import limits
-from foretell.errors import InvalidArgumentError
 from serving.database import Database
 
 SCHEMA = """
@@ -238,55 +230,3 @@ class Clock:
             first = max(time.time_ns() // 1_000, self._next)
             self._next = first + count
             return first
-
-
-@dataclass(frozen=True)
-class StoredColumns:
-    """All events of a store, in the order in which they came: what training reads."""
-
-    user_ids: list[str]
-    behavior_types: list[str]
-    timestamps: NDArray[np.int64]
-    """Microseconds since 1970."""
-    item_ids: list[str]
-    """Empty where an event has none."""
-    texts: list[str]
-    """Empty where an event has none."""
-    last_event: int
-    """Number of the last one: what came later has a larger one."""
-
-
-def read_columns(data_dir: Path) -> StoredColumns:
-    """Reads all events of a data directory; the service may run meanwhile.
-
-    Raises:
-        InvalidArgumentError: there is no event store.
-    """
-    path = data_dir / "events.db"
-    if not path.is_file():
-        raise InvalidArgumentError(
-            f"{data_dir} is no data directory of a predictor: it has no events.db",
-            reason="NO_EVENT_STORE",
-            field="store",
-        )
-    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        rows = db.execute(
-            """
-            SELECT users.user_id, types.name, time, coalesce(item_id, ''),
-                   coalesce(texts.text, ''), event
-            FROM events
-            CROSS JOIN users ON users.user = events.user
-            CROSS JOIN types ON types.type = events.type
-            LEFT JOIN texts ON texts.number = events.text
-            ORDER BY event
-            """
-        ).fetchall()
-    users, names, times, item_ids, texts, events = zip(*rows, strict=True) if rows else [()] * 6
-    return StoredColumns(
-        list(map(sys.intern, users)),
-        list(map(sys.intern, names)),
-        np.array(times, np.int64),
-        list(item_ids),
-        list(texts),
-        events[-1] if events else 0,
-    )

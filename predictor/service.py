@@ -15,7 +15,6 @@ import torch
 
 from foretell import checks, limits
 from foretell.common.v1 import common_pb2
-from foretell.errors import FailedPreconditionError, ForetellError
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import event_service_pb2_grpc as event_grpc
 from foretell.predictor.v1 import model_service_pb2 as model_pb
@@ -69,7 +68,7 @@ class EventService(event_grpc.EventServiceServicer):
 
         def apply(connection: sqlite3.Connection) -> event_pb.IngestEventsResponse:
             done = ingestion.ingest(connection, new)
-            refused = [checks.failure(good[at], _too_many_types()) for at in done.refused]
+            refused = [checks.failure(good[at], checks.too_many_types()) for at in done.refused]
             return event_pb.IngestEventsResponse(
                 accepted=done.accepted,
                 duplicates=done.duplicates,
@@ -283,12 +282,4 @@ def _query(query: prediction_pb.PredictionQuery, rank: list[str] | None = None) 
         list(query.deny_item_ids),
         query.repeats,
         rank,
-    )
-
-
-def _too_many_types() -> ForetellError:
-    return FailedPreconditionError(
-        f"there are {limits.BEHAVIOR_TYPES:,} behavior types already",
-        reason="TOO_MANY_BEHAVIOR_TYPES",
-        metadata={"limit": str(limits.BEHAVIOR_TYPES)},
     )
