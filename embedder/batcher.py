@@ -7,14 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.encoder import Backend, TokenBatch, Tokenizer
+from embedder.encoder import Backend, TokenBatch
 from foretell.errors import ResourceExhaustedError, UnavailableError
 from foretell.vectors import Vectors
 
@@ -55,12 +55,12 @@ class _Job:
     def left(self) -> int:
         return len(self.sequences) - self.taken
 
-    def take(self, budget: int) -> int:
+    def take(self, budget: int, *, at_least_one: bool) -> int:
         """Takes the next rows for up to `budget` tokens, or one longer row; tokens taken."""
         used = 0
-        while self.left and used < budget:
+        while self.left:
             tokens = len(self.sequences[self.order[self.taken]])
-            if used and used + tokens > budget:
+            if used + tokens > budget and (used or not at_least_one):
                 break
             used += tokens
             self.taken += 1
@@ -68,7 +68,7 @@ class _Job:
 
 
 class Batcher:
-    """Encodes texts for coroutines.
+    """Encodes texts for coroutines. `tokenize` gives token ids; it is called from one thread.
 
     Texts of all waiting calls share a batch, each call with an equal share of its tokens, so that
     a call of one text does not wait for one of 10,000. There is no added delay: the next batch
@@ -79,14 +79,14 @@ class Batcher:
     def __init__(
         self,
         backend: Backend,
-        tokenizer: Tokenizer,
+        tokenize: Callable[[Sequence[str]], list[list[int]]],
         *,
         batch_tokens: int | None = None,
         max_queue_texts: int = 20_000,
     ) -> None:
         self.texts_encoded = 0
         self._backend = backend
-        self._tokenizer = tokenizer
+        self._tokenize_some = tokenize
         self._batch_tokens = batch_tokens or backend.batch_tokens
         self._max_queue_texts = max_queue_texts
         self._waiting_texts = 0
@@ -145,6 +145,8 @@ class Batcher:
         sequences: list[list[int]] = []
         spent = 0.0
         for start in range(0, len(texts), TOKENIZED_TOGETHER):
+            if self._closed:
+                raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
             ids, seconds = await loop.run_in_executor(
                 self._tokenizing, self._timed_tokens, texts[start : start + TOKENIZED_TOGETHER]
             )
@@ -160,7 +162,7 @@ class Batcher:
 
     def _timed_tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
         started = time.perf_counter()
-        return self._tokenizer(texts), time.perf_counter() - started
+        return self._tokenize_some(texts), time.perf_counter() - started
 
     def _run(self) -> None:
         """The worker: takes a batch, encodes it, hands finished calls back."""
@@ -183,11 +185,14 @@ class Batcher:
         jobs = [job for job in self._jobs if not job.future.done()]
         before = [job.taken for job in jobs]
         budget = self._batch_tokens
-        # First an equal share each, then the rest to the first that can use it. Each call gets at
-        # least one text until nothing is left; who got none is the first in the next batch.
-        for share in (self._batch_tokens // max(1, len(jobs)), self._batch_tokens):
-            for job in jobs:
-                budget -= job.take(min(share, budget))
+        # First an equal share each, of at least one text while anything is left; then the rest to
+        # the first that can use it. Who got nothing is the first in the next batch.
+        share = budget // max(1, len(jobs))
+        for job in jobs:
+            if budget > 0:
+                budget -= job.take(min(share, budget), at_least_one=True)
+        for job in jobs:
+            budget -= job.take(budget, at_least_one=False)
         now = time.perf_counter()
         shares: list[tuple[_Job, NDArray[np.int64]]] = []
         for job, start in zip(jobs, before, strict=True):
