@@ -6,6 +6,7 @@ written gets the next `seq`, so that what is derived from it can be brought up t
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import sqlite3
@@ -105,23 +106,26 @@ class Store:
 
     def __init__(self, folder: Path, identity: str, encoder: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FailedPreconditionError(
-                f"the data directory {folder} belongs to another embedder that is running",
-                reason="DATA_DIR_IN_USE",
-            ) from error
-        self.database = Database(folder / "embedder.sqlite", _SCHEMA)
-        found = self.database.submit(lambda c: _claim(c, identity, encoder)).result()
-        if found != (identity, encoder) and found[0] != identity:
-            self.close()
-            raise FailedPreconditionError(
-                f"the data directory {folder} was filled by the encoder {found[1]}; "
-                f"{encoder} makes other vectors: name the first or another data directory",
-                reason="OTHER_ENCODER",
-            )
+        with contextlib.ExitStack() as opened:
+            self._lock = opened.enter_context((folder / "lock").open("w"))
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FailedPreconditionError(
+                    f"the data directory {folder} belongs to another embedder that is running",
+                    reason="DATA_DIR_IN_USE",
+                ) from error
+            self.database = Database(folder / "embedder.sqlite", _SCHEMA)
+            opened.callback(self.database.close)
+            claim = self.database.submit(lambda c: _claim(c, identity, encoder))
+            found, filled_by = claim.result()
+            if found != identity:
+                raise FailedPreconditionError(
+                    f"the data directory {folder} was filled by the encoder {filled_by}; "
+                    f"{encoder} makes other vectors: name the first or another data directory",
+                    reason="OTHER_ENCODER",
+                )
+            opened.pop_all()
 
     def find(self, hashes: Sequence[bytes]) -> dict[bytes, Row]:
         """Vectors of texts that some item has. Implements `text_cache.KnownTexts`."""
