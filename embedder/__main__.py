@@ -55,8 +55,10 @@ async def run(settings: EmbedderSettings) -> None:
         max_tokens=tokenizer.max_tokens,
         device=backend.device,
         libraries={
-            module.__name__: str(module.__version__)
-            for module in (torch, transformers, faiss, grpc)
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "faiss": faiss.__version__,
+            "grpcio": grpc.__version__,
         },
     )
     with contextlib.ExitStack() as resources:

@@ -273,11 +273,14 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
         """Deletes a collection and all in it."""
         collection = self._find(request.name, field="name", default="")
         derived = [each.name for each in self._derived(collection)]
-        if collection.name in _BUILT_IN or derived:
-            why = f"{', '.join(derived)} derive from it" if derived else "it is built in"
+        if collection.name in _BUILT_IN:
             raise FailedPreconditionError(
-                f"collection {collection.name!r} cannot be deleted: {why}",
-                reason="HAS_DERIVED" if derived else "BUILT_IN",
+                f"{collection.name} is built in", reason="BUILT_IN", field="name"
+            )
+        if derived:
+            raise FailedPreconditionError(
+                f"{derived[0]} is derived from {collection.name}; delete it first",
+                reason="HAS_DERIVED",
                 field="name",
             )
         del self.collections[collection.name]
