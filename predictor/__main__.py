@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 
 import grpc
 import torch
 
-from foretell.errors import ForetellError
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
 from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -27,7 +24,6 @@ from predictor.embedder import Embedder
 from predictor.events import EventStore
 from predictor.prediction import Predictor
 from predictor.processes import Presence
-from predictor.registry import register
 from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PredictorSettings
@@ -110,34 +106,9 @@ async def _serve(settings: PredictorSettings) -> None:
         await serve("predictor", settings, add_servicers)
 
 
-def _register(arguments: Sequence[str]) -> int:
-    """`register DIR [--data-dir D]`: brings a trained version in; the service may run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m predictor register",
-        description="Copies a version directory into a predictor's data directory.",
-    )
-    parser.add_argument("directory", type=Path, help="what `python -m predictor train` wrote")
-    parser.add_argument("--data-dir", help="the predictor's data directory")
-    given = parser.parse_args(arguments)
-    # As the service reads it: flag, environment, default.
-    flags = ["--data-dir", given.data_dir] if given.data_dir else []
-    settings = service_settings.load(PredictorSettings, flags, parser.prog)
-    try:
-        db = open_database(settings.data_dir)
-        with contextlib.closing(db):
-            version = register(db, settings.data_dir, given.directory)
-    except ForetellError as error:
-        sys.stderr.write(f"{parser.prog}: {error.message}\n")
-        return 1
-    sys.stdout.write(f"registered {version}\n")
-    return 0
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; without one it serves."""
-    if arguments and arguments[0] == "register":
-        return _register(arguments[1:])
-    if arguments and arguments[0] in ("train", "evaluate"):
+    if arguments and arguments[0] in ("train", "evaluate", "register"):
         from predictor import commands  # needs more libraries than serving does
 
         return commands.main(arguments)

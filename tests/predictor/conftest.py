@@ -159,34 +159,55 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
     return directory
 
 
-@pytest.fixture
-def encoder(embedder: embedder_grpc.EmbedderServiceStub) -> EncoderConfig:
+@pytest.fixture(scope="session")
+def encoder(catalogue_embedder: ServiceProcess) -> EncoderConfig:
     """The encoder of the catalogue's embedder."""
-    info = embedder.GetInfo(embedder_pb.GetInfoRequest())
+    with grpc.insecure_channel(catalogue_embedder.address) as channel:
+        stub = embedder_grpc.EmbedderServiceStub(channel)
+        info = stub.GetInfo(embedder_pb.GetInfoRequest())
     return EncoderConfig(name=info.encoder, pooling=info.pooling, cols=info.cols)
 
 
+@pytest.fixture(scope="session")
+def write_version(encoder: EncoderConfig) -> Callable[..., Path]:
+    """Writes a version for the catalogue: `write_version(DIRECTORY, NAME, **changes)`."""
+
+    def write_(directory: Path, name: str, **changes: Any) -> Path:
+        return tiny_version(directory, name, changes.pop("encoder", encoder), **changes)
+
+    return write_
+
+
+@pytest.fixture(scope="session")
+def register_in() -> Callable[[Path, Path], None]:
+    """`register_in(DIRECTORY, DATA_DIR)` runs `python -m predictor register`."""
+
+    def run(directory: Path, data_dir: Path) -> None:
+        assert predictor_main(["register", str(directory), "--data-dir", str(data_dir)]) == 0
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stubs_of() -> Callable[[grpc.Channel], Stubs]:
+    """The stubs of a channel."""
+    return Stubs
+
+
 @pytest.fixture
-def make_version(tmp_path: Path, encoder: EncoderConfig) -> Callable[..., Path]:
-    """Writes versions for the catalogue: `make_version(NAME, **changes)`."""
+def make_version(tmp_path: Path, write_version: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes versions of this test's own: `make_version(NAME, **changes)`."""
 
     def make(name: str, **changes: Any) -> Path:
-        return tiny_version(
-            tmp_path / "versions" / name, name, changes.pop("encoder", encoder), **changes
-        )
+        return write_version(tmp_path / "versions" / name, name, **changes)
 
     return make
 
 
 @pytest.fixture
-def register(tmp_path: Path) -> Callable[[Path], None]:
-    """`python -m predictor register DIR`, into the data directory of `start_predictor`."""
-
-    def run(directory: Path) -> None:
-        arguments = ["register", str(directory), "--data-dir", str(tmp_path / "data")]
-        assert predictor_main(arguments) == 0
-
-    return run
+def register(tmp_path: Path, register_in: Callable[[Path, Path], None]) -> Callable[[Path], None]:
+    """Registers a version in the data directory of `start_predictor`."""
+    return lambda directory: register_in(directory, tmp_path / "data")
 
 
 @pytest.fixture
@@ -201,7 +222,7 @@ def absent() -> str:
     return "127.0.0.1:1"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Callable[[Callable[[], bool]], None]:
     """`eventually(check)` returns once `check()` is true; fails when that takes too long."""
 
