@@ -25,6 +25,8 @@ PADDING = 1.25
 """Texts share a forward pass as long as the longest has at most this much of the shortest's
 tokens (and 4 more): padding costs as much as text."""
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Flags of /proc/cpuinfo (x86; ARM's `bf16`) with fast bfloat16 products."""
 
@@ -147,10 +149,9 @@ def _has_bfloat16(device: str) -> bool:
     """Whether the hardware has instructions for bfloat16 products."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
+    if not _CPUINFO.is_file():
         return False
-    for line in cpuinfo.read_text().splitlines():
+    for line in _CPUINFO.read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             return not _BF16_FLAGS.isdisjoint(value.split())

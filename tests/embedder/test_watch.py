@@ -84,25 +84,28 @@ async def test_an_empty_collection_is_caught_up_at_once(opened: Any) -> None:
 
 
 @pytest.mark.usefixtures("small_messages")
-async def test_catch_up_comes_in_small_messages_then_live(opened: Any) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("items", 7), ("d", 3)])
+async def test_catch_up_comes_in_small_messages_then_live(
+    opened: Any, name: str, expected: int
+) -> None:
     collections = opened.collections
     await derive(collections)
     await upsert(collections, {f"id {i:02}": f"text {i}" for i in range(20)})
     seq = await delete(collections, "id 03")
-    for name, expected in (("items", 7), ("d", 2)):
-        follower = Follower()
-        stream = Watches(collections).watch(name, 0)
-        await follower.catch_up(stream, seq)
-        assert len(follower.messages) == expected
-        assert [message.caught_up for message in follower.messages][:-1] == [False] * (expected - 1)
-        follower.agrees(collections, name)
-        seq = await upsert(collections, {"id 03": "back", "id 05": "changed"})
-        await follower.catch_up(stream, seq)
-        assert sorted(follower.messages[-1].ids) == ["id 03", "id 05"]
-        seq = await delete(collections, "id 03", "id 07")
-        await follower.catch_up(stream, seq)
-        assert sorted(follower.messages[-1].deleted_ids) == ["id 03", "id 07"]
-        follower.agrees(collections, name)
+    follower = Follower()
+    stream = Watches(collections).watch(name, 0)
+    await follower.catch_up(stream, seq)
+    assert len(follower.messages) == expected
+    caught_up = [message.caught_up for message in follower.messages]
+    assert caught_up == [False] * (expected - 1) + [True]
+    follower.agrees(collections, name)
+    seq = await upsert(collections, {"id 03": "back", "id 05": "changed"})
+    await follower.catch_up(stream, seq)
+    assert sorted(follower.messages[-1].ids) == ["id 03", "id 05"]
+    seq = await delete(collections, "id 03", "id 07")
+    await follower.catch_up(stream, seq)
+    assert sorted(follower.messages[-1].deleted_ids) == ["id 03", "id 07"]
+    follower.agrees(collections, name)
 
 
 @pytest.mark.usefixtures("small_messages")
