@@ -1,0 +1,58 @@
+"""What a container engine would read: checked against the compose schema and the real commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from embedder.settings import EmbedderSettings
+from predictor.settings import PredictorSettings
+from serving.settings import ServiceSettings, load
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = ROOT / "docker-compose.yml"
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+    return loaded
+
+
+def test_compose_file_follows_the_schema() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, COMPOSE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_commands_are_ones_that_the_services_understand(services: dict[str, Any]) -> None:
+    kinds: dict[str, type[ServiceSettings]] = {
+        "embedder": EmbedderSettings,
+        "predictor": PredictorSettings,
+    }
+    assert set(services) == {"embedder", "embedder-gpu", "predictor"}
+    for name, service in services.items():
+        module, *arguments = service["command"]
+        settings = load(kinds[module], arguments, module)
+        assert (settings.host, str(settings.data_dir)) == ("0.0.0.0", "/data"), name  # type: ignore[attr-defined]
+        assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
+        assert service["healthcheck"]["test"][-1] == f"127.0.0.1:{settings.port}"
+        assert int(service["stop_grace_period"].removesuffix("s")) > settings.grace_s
+
+
+def test_only_the_gpu_profile_reserves_a_gpu(services: dict[str, Any]) -> None:
+    reserving = [name for name, service in services.items() if "deploy" in service]
+    assert reserving == ["embedder-gpu"]
+    assert services["embedder-gpu"]["profiles"] == ["gpu"]
+    assert services["embedder"]["profiles"] == ["cpu"]
+
+
+def test_image_copies_what_the_packages_are_built_from() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+    assert {"client", "serving", "embedder", "predictor", "constraints.txt"} <= copied & kept
+    assert all((ROOT / name).exists() for name in kept)
