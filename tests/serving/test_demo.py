@@ -30,8 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def demo(files: tuple[Path, Path], out: Path) -> list[str | Path]:
     items, events = files
-    command = [sys.executable, "-m", "serving.demo", "run", "--out", out]
-    return [*command, "--items", items, "--events", events]
+    options: list[str | Path] = ["--out", out, "--items", items, "--events", events]
+    return [sys.executable, "-m", "serving.demo", "run", *options]
 
 
 def processes(out: Path) -> list[int]:
