@@ -5,8 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from serving.process import ServiceProcess, started
+
+# A busy machine is no failure, and a failure is the same in every run.
+settings.register_profile("foretell", deadline=None, derandomize=True)
+settings.load_profile("foretell")
 
 
 @pytest.fixture(scope="session")

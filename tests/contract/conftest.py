@@ -45,6 +45,7 @@ class Services:
     register_model: RegisterModel
     start_bare: Callable[[contextlib.ExitStack], Services]
     """Starts services where nothing was ever ingested and no version registered."""
+    logs: Sequence[Path] = ()
     embedder: EmbedderServiceStub = field(init=False)
     events: EventServiceStub = field(init=False)
     predictions: PredictionServiceStub = field(init=False)
@@ -80,6 +81,15 @@ def services(
             found = _real(stack, tmp_path_factory.mktemp("contract"))
         stack.enter_context(found.connect())
         yield found
+
+
+@pytest.fixture(autouse=True)
+def no_stack_traces(services: Services) -> Iterator[None]:
+    """No input makes a service log a stack trace."""
+    known = {log: log.stat().st_size for log in services.logs}
+    yield
+    for log, size in known.items():
+        assert b"Traceback" not in log.read_bytes()[size:]
 
 
 @pytest.fixture
@@ -128,6 +138,7 @@ def _real_predictor(stack: contextlib.ExitStack, folder: Path, embedder: str) ->
         predictor.address,
         _registrar(data, folder, embedder),
         lambda stack: _real_predictor(stack, folder, embedder),
+        (folder / "embedder.log", folder / "predictor.log"),
     )
 
 

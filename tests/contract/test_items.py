@@ -384,6 +384,20 @@ def test_bad_blocks_are_refused(
     assert ids_of(services, vectors) == []
 
 
+def test_a_message_of_nearly_64_mib_is_taken_and_given(services: Services, unique: str) -> None:
+    create = pb.CreateCollectionRequest(name=unique, vector=pb.VectorCollection(cols=4_096))
+    services.embedder.CreateCollection(create)
+    rows = np.zeros((4_000, 4_096), np.float32)
+    rows[:, 7] = np.arange(4_000)
+    ids = [f"{number}" for number in range(4_000)]
+    request = pb.PutVectorsRequest(collection=unique, ids=ids, vectors=to_block(rows))
+    assert 62 * 2**20 < request.ByteSize() < 64 * 2**20
+    assert services.embedder.PutVectors(request, timeout=60).written == 4_000
+    found = from_block(get(services, unique, *ids).vectors)
+    np.testing.assert_array_equal(found[:, 7], rows[:, 7])
+    services.embedder.DeleteCollection(pb.DeleteCollectionRequest(name=unique), timeout=60)
+
+
 # --- derived collections --------------------------------------------------------------------------
 
 
