@@ -709,7 +709,9 @@ class SearchResponse(_message.Message):
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of allow lists and id queries that do not exist in the collection."""
+        """Ids of allow lists and id queries that do not exist in the collection; such
+        a query is also in `failures`, as NOT_FOUND.
+        """
 
     @_builtins.property
     def timings(self) -> _common_pb2.Timings:
@@ -1035,7 +1037,10 @@ class WatchItemsRequest(_message.Message):
     collection: _builtins.str
     """Empty means `items`."""
     after_seq: _builtins.int
-    """Position up to which the caller knows the collection; 0: from the start."""
+    """Position up to which the caller knows the collection; 0: from the start.
+    One that the store has not reached is INVALID_ARGUMENT: the caller knows
+    another store, and must start from 0.
+    """
     def __init__(
         self,
         *,

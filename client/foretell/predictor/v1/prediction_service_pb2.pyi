@@ -28,7 +28,9 @@ class _Repeats:
 class _RepeatsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Repeats.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REPEATS_UNSPECIFIED: _Repeats.ValueType  # 0
-    """As the model was trained: stated in Model.repeats."""
+    """As the model was trained, stated in Model.repeats; allowed without a model,
+    and in Rank, where the caller has chosen the items.
+    """
     REPEATS_ALLOWED: _Repeats.ValueType  # 1
     """They may."""
     REPEATS_EXCLUDED: _Repeats.ValueType  # 2
@@ -40,7 +42,9 @@ class Repeats(_Repeats, metaclass=_RepeatsEnumTypeWrapper):
     """Whether items that the user had before may be answered."""
 
 REPEATS_UNSPECIFIED: Repeats.ValueType  # 0
-"""As the model was trained: stated in Model.repeats."""
+"""As the model was trained, stated in Model.repeats; allowed without a model,
+and in Rank, where the caller has chosen the items.
+"""
 REPEATS_ALLOWED: Repeats.ValueType  # 1
 """They may."""
 REPEATS_EXCLUDED: Repeats.ValueType  # 2
@@ -99,7 +103,9 @@ class _FallbackReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fallba
     """The embedder did not answer in time."""
 
 class FallbackReason(_FallbackReason, metaclass=_FallbackReasonEnumTypeWrapper):
-    """Why the active model did not make the items."""
+    """Why the active model did not make the items; the first that holds of
+    NO_HISTORY, NO_MODEL, NO_ITEM_HEAD, EMBEDDER_UNAVAILABLE.
+    """
 
 FALLBACK_REASON_UNSPECIFIED: FallbackReason.ValueType  # 0
 """It did."""
@@ -230,8 +236,8 @@ class ScoredItem(_message.Message):
     item_id: _builtins.str
     """As in the embedder."""
     interest_score: _builtins.float
-    """For ranking: higher is better; comparable within one response only. Of a
-    model: its logit. Of a fallback: see Method.
+    """For ranking: higher is better; comparable within one response, among items
+    of the same method. Of a model: its logit. Of a fallback: see Method.
     """
     probability: _builtins.float
     """That the next item is this one, given that it is one of the
