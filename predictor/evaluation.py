@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
@@ -26,9 +25,6 @@ from predictor.metrics import (
 from predictor.model import Outputs, SequenceModel
 from predictor.model_dir import Version, softmax
 from predictor.sources import Dataset
-
-CANDIDATES = 200
-"""Best items over which a probability is given: about what a caller may want to choose from."""
 
 REPEATS = 0.05
 """Share of repeated purchases in training from which on repeats are answered by default."""
@@ -115,59 +111,6 @@ def line_probabilities(scorer: TypeScorer, targets: Targets) -> tuple[Floats, In
     contexts = np.concatenate([scorer(targets, rows) for rows in batches(len(targets))])
     some = targets.type != -1
     return contexts[targets.row[some]], targets.type[some]
-
-
-def type_temperature(found: Outputs, targets: Targets) -> float:
-    """The temperature at which the true types are most likely (Guo et al., 2017)."""
-    some = targets.type >= 0
-    if not some.any():
-        return 1.0
-    return _temperature(found.type_logits[targets.row[some]], targets.type[some])
-
-
-def item_temperature(
-    found: Outputs, space: Space, targets: Targets, *, exclude_history: bool
-) -> float:
-    """The same for the items that are among the CANDIDATES best."""
-    scores, column = [], []
-    for rows in batches(len(targets)):
-        best, row, place = _candidates(found, space, targets, rows, exclude_history)
-        scores.append(best[row])
-        column.append(place)
-    if not sum(map(len, column)):
-        return 1.0
-    return _temperature(np.concatenate(scores), np.concatenate(column))
-
-
-def _candidates(
-    found: Outputs, space: Space, targets: Targets, rows: slice, exclude_history: bool
-) -> tuple[Floats, Ints, Ints]:
-    """The best scores of each context, and (row, column) of the targets among them."""
-    scores = found.queries[rows] @ space.items.T
-    if exclude_history:
-        whole = len(targets.events)
-        items = targets.events.item[targets.positions(rows, whole)]
-        row_of = np.repeat(np.arange(len(scores)), targets.lengths(whole)[rows])
-        scores[row_of[items >= 0], items[items >= 0]] = -1e9
-    k = min(CANDIDATES, scores.shape[1])
-    best = np.argpartition(scores, -k, axis=1)[:, -k:]
-    begin, end = np.searchsorted(targets.row, [rows.start, rows.stop])
-    row, item = targets.row[begin:end] - rows.start, targets.item[begin:end]
-    line, place = np.nonzero(best[row] == item[:, None])
-    return np.take_along_axis(scores, best, axis=1), row[line], place
-
-
-def _temperature(logits: Floats, true: Ints) -> float:
-    """Minimises the negative log likelihood of softmax(logits / temperature)."""
-    lines = np.arange(len(true))
-
-    def loss(log_temperature: float) -> float:
-        own = softmax(logits, float(np.exp(log_temperature)))[lines, true]
-        return float(-np.log(np.maximum(own, 1e-38)).mean())
-
-    # A factor of 20 either way: beyond that the probabilities say nothing or everything.
-    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    return float(np.exp(found.x))
 
 
 def evaluate_version(

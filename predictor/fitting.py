@@ -41,10 +41,10 @@ class FitConfig:
     """State of the LSTM."""
     history_length: int = 200
     """Events of a history that are read."""
-    dropout: float = 0.2
-    row_dropout: float = 0.2
+    dropout: float = 0.1
+    row_dropout: float = 0.1
     """Probability of an item's residual being left out, so that the text learns to stand alone."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 0.01
     weight_decay: float = 0.01
     averaging: float = 0.99
     """Decay of the moving average of the weights, which is what is evaluated and kept."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
-from predictor import baselines, evaluation, model_dir, plots
+from predictor import baselines, calibration, evaluation, model_dir, plots
 from predictor.data import Split, SplitKind, Targets, default_split, history_of, repeat_share, split
 from predictor.evaluation import Space
 from predictor.fitting import Epoch, FitConfig, Learner, fit, new_learner
@@ -111,8 +111,10 @@ def train(
     network, space = fitted.learner.network, fitted.space
     length = config.history_length
     on_validation = evaluation.outputs(network, part.validation, space, length)
+    type_temperature, biases = calibration.type_calibration(on_validation, part.validation)
+    with torch.no_grad():
+        network.type_head.bias.add_(torch.from_numpy(biases).to(network.start.device))
     on_test = evaluation.outputs(network, part.test, space, length)
-    type_temperature = evaluation.type_temperature(on_validation, part.validation)
     report: dict[str, Any] = {
         "protocol": describe(part, kind, protocol, exclude_history=exclude),
         **evaluation.compare(
@@ -136,10 +138,10 @@ def train(
         has_texts=dataset.events.has_texts,
         has_times=dataset.events.has_times,
         type_temperature=type_temperature,
-        item_temperature=evaluation.item_temperature(
+        item_temperature=calibration.item_temperature(
             on_validation, space, part.validation, exclude_history=exclude
         ),
-        candidates=evaluation.CANDIDATES,
+        candidates=calibration.CANDIDATES,
         files={},
     )
     model_dir.write(

@@ -1,0 +1,256 @@
+"""The version directory: written whole, read back, and refused where anything is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from foretell.errors import InvalidArgumentError
+from foretell.projection import AffineLayer, Projection
+from predictor import model_dir
+from predictor.history import history_batch
+from predictor.model import NetworkConfig, SequenceNetwork
+from predictor.model_dir import EncoderConfig, TrainedVersion, VersionConfig
+
+DIMS, COLS = 4, 6
+
+
+def trained(name: str, *, has_items: bool = True) -> TrainedVersion:
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    golden = history_batch(
+        rng.standard_normal((5, DIMS)).astype(np.float32), np.ones(5, np.bool_),
+        rng.integers(0, 3, 5), np.arange(5) * 10**9, np.array([3, 0, 2]),
+    )  # fmt: skip
+    config = VersionConfig(
+        version=name, model_type="lstm", encoder=EncoderConfig(name="e", pooling="mean", cols=COLS),
+        behavior_types=("buy", "view"), history_length=50, dims=DIMS, hidden=8, repeats="allowed",
+        has_items=has_items, has_texts=True, has_times=True, type_temperature=1.5,
+        item_temperature=0.7, candidates=200, files={},
+    )  # fmt: skip
+    layer = AffineLayer(
+        rng.standard_normal((DIMS, COLS)).astype(np.float32), np.ones(DIMS, np.float32)
+    )
+    return TrainedVersion(
+        config,
+        SequenceNetwork(NetworkConfig(behavior_types=2, dims=DIMS, hidden=8)),
+        Projection((layer,)),
+        ("milk", "bread") if has_items else (),
+        rng.standard_normal((2 if has_items else 0, DIMS)).astype(np.float32),
+        golden,
+        {"metrics.json": {"items": {"lstm": {"hits_at_10": 0.25}}}, "lineage.json": {"seed": 1}},
+        {"roc.png": b"not really a picture"},
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    model_dir.write(tmp_path / "v1", trained("v1"))
+    return tmp_path / "v1"
+
+
+def test_what_is_written_is_read_back(directory: Path) -> None:
+    expected = trained("v1")
+    version = model_dir.load(directory)
+    assert version.config.version == "v1"
+    assert version.item_ids == expected.item_ids
+    assert np.array_equal(version.residuals, expected.residuals)
+    assert version.metrics == expected.reports["metrics.json"]
+    assert (directory / "plots" / "roc.png").read_bytes() == b"not really a picture"
+    text = np.ones((1, COLS), np.float32)
+    assert np.array_equal(version.projection.apply(text), expected.projection.apply(text))
+    version.check_golden()
+    outputs = expected.network.eval().predict(expected.golden_histories)
+    probabilities, queries = version.predict(expected.golden_histories)
+    assert queries == pytest.approx(outputs.queries, abs=1e-6)
+    assert probabilities == pytest.approx(model_dir.softmax(outputs.type_logits, 1.5))
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_version_without_items(tmp_path: Path) -> None:
+    model_dir.write(tmp_path / "types", trained("types", has_items=False))
+    version = model_dir.load(tmp_path / "types")
+    assert version.item_ids == ()
+    assert version.residuals.shape == (0, DIMS)
+    assert not (tmp_path / "types" / "items.json").exists()
+
+
+def test_item_probabilities_use_the_items_temperature(directory: Path) -> None:
+    scores = np.array([[2.0, 1.0]], np.float32)
+    ratio = model_dir.load(directory).item_probabilities(scores)[0]
+    assert ratio[0] / ratio[1] == pytest.approx(np.exp(1 / 0.7), rel=1e-5)
+
+
+def test_nothing_is_left_of_a_writing_that_failed(tmp_path: Path) -> None:
+    broken = trained("v1")
+    broken.reports["metrics.json"]["value"] = float("nan")  # no JSON
+    with pytest.raises(ValueError, match="JSON"):
+        model_dir.write(tmp_path / "v1", broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_directory_is_not_overwritten(directory: Path) -> None:
+    before = (directory / "config.json").read_bytes()
+    with pytest.raises(InvalidArgumentError, match="exists already"):
+        model_dir.write(directory, trained("v1"))
+    assert (directory / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["V1", "", "a/b", "-a", "a" * 50, "a b", "ä"])
+def test_names_that_no_version_may_have(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="no version name"):
+        model_dir.check_version_name(name)
+
+
+def test_names_of_collections_fit_the_limit() -> None:
+    assert len(model_dir.check_version_name("a" * 49) + ".behaviors") <= 64
+
+
+FILES = [
+    "weights.safetensors", "projection.safetensors", "items.safetensors", "items.json",
+    "golden.safetensors", "metrics.json", "lineage.json", "plots/roc.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_or_missing_file_is_named(directory: Path, name: str) -> None:
+    file = directory / name
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InvalidArgumentError, match=f"{name}.*sha256"):
+        model_dir.load(directory)
+    file.unlink()
+    with pytest.raises(InvalidArgumentError, match=f"{name}.*not readable"):
+        model_dir.load(directory)
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format": 2}, "format 2; this program reads format 1"),
+        ({"format": None}, "format None"),
+        ({"version": "No Name"}, "version"),
+        ({"behavior_types": []}, "behavior_types"),
+        ({"dims": 0}, "dims"),
+        ({"surprise": 1}, "surprise"),
+        ({"files": {}}, "lacks"),
+        ({"model_type": "parrot"}, "parrot"),
+        ({"hidden": 9}, "weights.safetensors.*shape"),
+        ({"dims": 5}, "projection.safetensors.*shape"),
+        ({"behavior_types": ["a", "b", "c"]}, "weights.safetensors.*shape"),
+        ({"history_length": 2}, "golden.safetensors.*lengths"),
+        ({"activations": ["identity", "relu"]}, "projection.safetensors"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    directory: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    edit_config(directory, **changes)
+    with pytest.raises(InvalidArgumentError, match=f"(?s){complaint}") as caught:
+        model_dir.load(directory)
+    assert caught.value.reason == "BAD_MODEL_DIRECTORY"
+    assert "\n" not in caught.value.message
+
+
+def test_a_config_cannot_reach_outside(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    config = json.loads((directory / "config.json").read_text())
+    edit_config(directory, files={**config["files"], "../secret": "0" * 64})
+    with pytest.raises(InvalidArgumentError, match="outside the directory"):
+        model_dir.load(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_config_that_is_no_json_object(directory: Path, content: bytes) -> None:
+    (directory / "config.json").write_bytes(content)
+    with pytest.raises(InvalidArgumentError, match=r"config\.json"):
+        model_dir.load(directory)
+
+
+def test_no_directory_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="no version directory"):
+        model_dir.load(tmp_path / "nothing")
+
+
+def resign(directory: Path, name: str) -> None:
+    """Makes the config's sha256 fit a changed file, as a stranger could."""
+    import hashlib
+
+    config = json.loads((directory / "config.json").read_text())
+    digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    edit_config(directory, files={**config["files"], name: digest})
+
+
+def set_nan(tensors: dict[str, Any]) -> None:
+    tensors["type_head.bias"][0] = np.nan
+
+
+def drop_one(tensors: dict[str, Any]) -> None:
+    del tensors["start"]
+
+
+def add_one(tensors: dict[str, Any]) -> None:
+    tensors["stranger"] = np.zeros(1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [(set_nan, "not finite"), (drop_one, "start is missing"), (add_one, "stranger belongs to no")],
+)
+def test_weights_that_do_not_fit_are_refused(
+    directory: Path, change: Callable[[dict[str, Any]], None], complaint: str
+) -> None:
+    tensors = load_file(directory / "weights.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "weights.safetensors")
+    resign(directory, "weights.safetensors")
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        model_dir.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("ids", "complaint"),
+    [(["a", "a"], "twice"), (["a"], "shape"), ({"a": 1}, "list of ids"), ([1, 2], "list of ids")],
+)
+def test_item_ids_that_do_not_fit_are_refused(directory: Path, ids: Any, complaint: str) -> None:
+    (directory / "items.json").write_text(json.dumps(ids))
+    resign(directory, "items.json")
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        model_dir.load(directory)
+
+
+def test_a_file_of_rubbish_is_refused(directory: Path) -> None:
+    (directory / "weights.safetensors").write_bytes(b"rubbish" * 20)
+    resign(directory, "weights.safetensors")
+    with pytest.raises(InvalidArgumentError, match="not a safetensors file"):
+        model_dir.load(directory)
+
+
+@pytest.mark.parametrize("name", ["queries", "type_probabilities"])
+def test_other_golden_answers_are_noticed(directory: Path, name: str) -> None:
+    tensors = load_file(directory / "golden.safetensors")
+    tensors[name][1, 0] += 0.01
+    save_file(tensors, directory / "golden.safetensors")
+    resign(directory, "golden.safetensors")
+    version = model_dir.load(directory)
+    with pytest.raises(InvalidArgumentError, match=r"differ by 0\.01"):
+        version.check_golden()
+
+
+def test_a_copy_loads_from_anywhere(directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(directory, tmp_path / "elsewhere" / "v1")
+    model_dir.load(tmp_path / "elsewhere" / "v1").check_golden()
