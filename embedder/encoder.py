@@ -101,6 +101,7 @@ def locate(encoder: str, pooling: Pooling | None) -> EncoderFiles:
             )
         name = DEFAULT_PACKAGE
         location = str(Path(spec.submodule_search_locations[0]) / "model")
+    _read_json(location, "config.json", optional=False)  # without it there is no need to ask on
     stated = _read_json(location, "1_Pooling/config.json")
     lengths = _read_json(location, "sentence_bert_config.json")
     return EncoderFiles(
@@ -183,18 +184,23 @@ def _pooling(stated: dict[str, Any], name: str) -> Pooling:
     return by_key[on[0]]
 
 
-def _read_json(location: str, file: str) -> dict[str, Any]:
-    """One of the optional JSON files of an encoder; empty where it has none."""
+def _read_json(location: str, file: str, *, optional: bool = True) -> dict[str, Any]:
+    """One of the JSON files of an encoder; empty where it lacks an optional one."""
     folder = Path(location)
     found: str | Path | None = folder / file
     if not folder.is_dir():
         try:
             found = transformers.utils.hub.cached_file(
-                location, file, _raise_exceptions_for_missing_entries=False
+                location,
+                file,
+                _raise_exceptions_for_missing_entries=not optional,
+                _raise_exceptions_for_connection_errors=not optional,
             )
         except (OSError, ValueError) as error:
             raise unreadable(location, error) from error
     if found is None or not Path(found).is_file():
-        return {}
+        if optional:
+            return {}
+        raise unreadable(location, FileNotFoundError(f"it has no {file}"))
     content: dict[str, Any] = json.loads(Path(found).read_text())
     return content
