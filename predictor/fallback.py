@@ -7,6 +7,8 @@ users have lately, and at last anything that is there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -16,6 +18,7 @@ from foretell.errors import ForetellError
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from predictor.activation import ServedModel
 from predictor.events import EventStore, PastEvent, Popularity
+from predictor.patience import Patience
 from predictor.retrieval import Retrieval
 from predictor.selection import Selection
 
@@ -30,75 +33,80 @@ CHUNK = 64
 
 
 class Fallback:
-    """The methods of fallback, each of which adds to a Selection what it finds."""
+    """The methods of fallback for one request; each adds to the selection what it finds."""
 
-    def __init__(self, store: EventStore, retrieval: Retrieval) -> None:
-        self._store = store
+    def __init__(
+        self,
+        popular: PopularItems,
+        retrieval: Retrieval,
+        served: ServedModel | None,
+        patience: Patience,
+    ) -> None:
+        self._popular = popular
         self._retrieval = retrieval
-        self._popular = PopularItems(store)
+        self._catalog = None
+        if served is not None and served.items is not None and served.items.caught_up.is_set():
+            self._catalog = served.items
+        self._patience = patience
 
     async def content(self, selection: Selection, history: Sequence[PastEvent]) -> None:
         """Adds what is similar to the latest items and texts; not these items themselves.
 
-        Raises:
-            ForetellError: the embedder does not answer.
+        Without the embedder there is nothing to add.
         """
         sources = list(_latest(history))
         ids = [event.item_id for event in sources if event.item_id]
         texts = [event.text for event in sources if not event.item_id]
-        if not sources or selection.wanted <= 0 or selection.allow == []:
+        if not sources or selection.allow == []:
             return
         k = min(limits.K, selection.k + len(selection.deny) + len(ids))
-        similar = await self._retrieval.similar(ids, texts, k, selection.allow or ())
+        try:
+            async with self._patience.waiting():
+                similar = await self._retrieval.similar(ids, texts, k, selection.allow or ())
+        except ForetellError:
+            return
         for item_id in sorted(similar, key=lambda item_id: (-similar[item_id], item_id)):
             if item_id not in ids:
                 selection.add(item_id, similar[item_id], pb.METHOD_CONTENT)
 
     async def personal(
-        self,
-        selection: Selection,
-        served: ServedModel | None,
-        user_id: str,
-        inline: Sequence[PastEvent],
+        self, selection: Selection, user_id: str, inline: Sequence[PastEvent]
     ) -> None:
         """Adds what the user had before: most often first, of equals the latest."""
+        if selection.wanted <= 0:
+            return
         events = 0
         items: list[str] = []
-        if user_id and selection.wanted > 0:
-            events, items = await asyncio.to_thread(self._store.items_of, user_id)
+        if user_id:
+            events, items = await asyncio.to_thread(self._popular.store.items_of, user_id)
         latest_first = [event.item_id for event in reversed(inline) if event.item_id] + items
-        counts = Counter(latest_first)  # keeps the order of first occurrence among equals
-        ranked = dict(counts.most_common())
+        # A Counter keeps the order of first occurrence among equals.
+        ranked = dict(Counter(latest_first).most_common())
         await self._add_counted(
-            selection, served, ranked, events + len(inline), pb.METHOD_PERSONAL_FREQUENCY
+            selection, ranked, events + len(inline), pb.METHOD_PERSONAL_FREQUENCY
         )
 
-    async def popular(self, selection: Selection, served: ServedModel | None) -> None:
+    async def popular(self, selection: Selection) -> None:
         """Adds what all users have lately; then what the catalogue has, with a score of 0."""
         if selection.wanted <= 0:
             return
         popularity = await self._popular.get()
-        await self._add_counted(
-            selection, served, popularity.items, popularity.events, pb.METHOD_POPULAR
-        )
+        await self._add_counted(selection, popularity.items, popularity.events, pb.METHOD_POPULAR)
         if selection.wanted <= 0:
             return
-        if selection.allow is not None:
-            for item_id in await self.existing(selection.open(selection.allow), served):
-                selection.add(item_id, 0.0, pb.METHOD_POPULAR)
-            return
-        async for ids in self._catalogue(served):
+        async for ids in self._catalogue(selection):
             for item_id in ids:
                 selection.add(item_id, 0.0, pb.METHOD_POPULAR)
-            if selection.wanted <= 0:
-                return
+                if selection.wanted <= 0:
+                    return
 
-    async def existing(self, ids: Sequence[str], served: ServedModel | None) -> list[str]:
+    async def existing(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that the catalogue has, as far as is known."""
-        if served is not None and served.items is not None and served.items.caught_up.is_set():
-            return [item_id for item_id in ids if item_id in served.items]
+        if self._catalog is not None:
+            return [item_id for item_id in ids if item_id in self._catalog]
         try:
-            missing = await self._retrieval.missing(ids)
+            async with self._patience.waiting():
+                missing = await self._retrieval.missing(ids)
         except ForetellError:
             return list(ids)
         return [item_id for item_id in ids if item_id not in missing]
@@ -106,34 +114,33 @@ class Fallback:
     async def _add_counted(
         self,
         selection: Selection,
-        served: ServedModel | None,
         ranked: dict[str, int],
         events: int,
         method: pb.Method.ValueType,
     ) -> None:
         """Adds ids in their order, their count's share of `events` as score."""
-        candidates = selection.open(ranked)
+        candidates = iter(selection.open(ranked))
         size = max(CHUNK, selection.wanted)
-        while candidates and selection.wanted > 0:
-            chunk, candidates = candidates[:size], candidates[size:]
-            for item_id in await self.existing(chunk, served):
+        while selection.wanted > 0 and (chunk := list(itertools.islice(candidates, size))):
+            for item_id in await self.existing(chunk):
                 selection.add(item_id, ranked[item_id] / events, method)
             size *= 4
 
-    async def _catalogue(self, served: ServedModel | None) -> AsyncIterator[Iterable[str]]:
-        """All items, in no order that means anything."""
-        if served is not None and served.items is not None and served.items.caught_up.is_set():
-            yield served.items
-            return
-        token = ""
-        try:
-            while True:
-                ids, token = await self._retrieval.first_items(token)
-                yield ids
-                if not token:
-                    return
-        except ForetellError:
-            return  # what the embedder cannot be asked for is not known
+    async def _catalogue(self, selection: Selection) -> AsyncIterator[Iterable[str]]:
+        """All items that may be answered, in no order that means anything."""
+        if selection.allow is not None:
+            yield await self.existing(list(selection.open(selection.allow)))
+        elif self._catalog is not None:
+            yield self._catalog
+        else:
+            token = ""
+            with contextlib.suppress(ForetellError):  # nobody to ask: no more is known
+                while True:
+                    async with self._patience.waiting():
+                        ids, token = await self._retrieval.first_items(token)
+                    yield ids
+                    if not token:
+                        return
 
 
 def _latest(history: Sequence[PastEvent]) -> Iterable[PastEvent]:
@@ -152,7 +159,7 @@ class PopularItems:
     """Counts of the latest events, made anew only when events came and not too often."""
 
     def __init__(self, store: EventStore) -> None:
-        self._store = store
+        self.store = store
         self._lock = asyncio.Lock()
         self._value = Popularity(0, {})
         self._mark: tuple[int, int] | None = None
@@ -162,10 +169,10 @@ class PopularItems:
         """The counts: at most POPULAR_COST times as old as it takes to make them."""
         async with self._lock:
             if time.monotonic() >= self._next:
-                mark = await asyncio.to_thread(self._store.change_mark)
+                mark = await asyncio.to_thread(self.store.change_mark)
                 if mark != self._mark:
                     begin = time.monotonic()
-                    self._value = await asyncio.to_thread(self._store.popular)
+                    self._value = await asyncio.to_thread(self.store.popular)
                     self._mark = mark
                     end = time.monotonic()
                     self._next = end + POPULAR_COST * (end - begin)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
+import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,19 +15,20 @@ import numpy as np
 
 from foretell import limits
 from foretell.common.v1 import common_pb2
-from foretell.errors import ForetellError, UnavailableError
+from foretell.errors import DeadlineExceededError, ForetellError, UnavailableError
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.vectors import Vectors, from_block
 from predictor.activation import Models, ServedModel
 from predictor.batching import Batcher
 from predictor.events import EventStore, PastEvent
-from predictor.fallback import Fallback
+from predictor.fallback import Fallback, PopularItems
+from predictor.model_dir import Version
+from predictor.patience import Patience
 from predictor.reading import Reading, Request, read_batch
 from predictor.retrieval import Hits, Retrieval, VectorSearch
 from predictor.selection import Selection
 
-RESERVE_SHARE = 0.2
-"""Part of the time left that stays for an answer without the embedder."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,18 @@ class Query:
     """The items to order, of a Rank."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """One query on its way to its answer."""
+
+    query: Query
+    served: ServedModel | None
+    reading: Reading
+    prediction: pb.Prediction
+    timings: common_pb2.Timings
+    patience: Patience
+
+
 class Predictor:
     """Answers queries; concurrent ones share forward passes and searches.
 
@@ -63,7 +77,7 @@ class Predictor:
         self._models = models
         self._retrieval = retrieval
         self._history_events = history_events
-        self._fallback = Fallback(store, retrieval)
+        self._popular = PopularItems(store)
         self._worker = ThreadPoolExecutor(1, "sequence model")
         self._reader: Batcher[Request, Reading] = Batcher(self._read, limits.QUERIES)
 
@@ -77,40 +91,33 @@ class Predictor:
             deadline: of the event loop's clock, until when an answer is of use; None: any time.
         """
         begin = time.perf_counter_ns()
-        served = self._models.served
-        excluded = _repeats_excluded(query, served)
+        served, patience = self._models.served, Patience(deadline)
+        text_vectors = await self._inline_vectors(served, query, patience)
+        submitted = time.perf_counter_ns()
         reading = await self._reader.submit(
             Request(
                 served,
                 query.user_id,
                 query.history,
-                await self._inline_vectors(served, query, deadline),
-                excluded,
+                text_vectors,
+                _repeats_excluded(query, served),
                 self._history_events,
             )
         )
-        read_us = (time.perf_counter_ns() - begin) // 1_000
-        selection = Selection(
-            query.k or (limits.K_DEFAULT if query.rank is None else len(set(query.rank))),
-            _allowed(query),
-            reading.own_items.union(query.deny),
-        )
+        waited_us = (time.perf_counter_ns() - submitted) // 1_000 - reading.worked_us
+        timings = common_pb2.Timings(queue_us=max(0, waited_us), forward_us=reading.forward_us)
         prediction = pb.Prediction(
             behavior_types=[
                 pb.BehaviorTypeProbability(behavior_type=name, probability=probability)
                 for name, probability in reading.types
             ],
             model_version=served.name if served else "",
+            fallback_reason=_fallback_reason(served, reading),
             pending_texts=reading.pending_texts,
             history_events=len(reading.history),
         )
-        timings = common_pb2.Timings(
-            forward_us=reading.forward_us, queue_us=max(0, read_us - reading.forward_us)
-        )
-        await self._items(query, served, reading, selection, prediction, timings, deadline)
-        prediction.items.extend(selection.items)
-        await self._missing(query, served, prediction)
-        prediction.shortfall_reason = _shortfall(query, selection, prediction)
+        answering = _Answering(query, served, reading, prediction, timings, patience)
+        await self._items(answering)
         timings.total_us = (time.perf_counter_ns() - begin) // 1_000
         return prediction, timings
 
@@ -125,7 +132,7 @@ class Predictor:
         )
 
     async def _inline_vectors(
-        self, served: ServedModel | None, query: Query, deadline: float | None
+        self, served: ServedModel | None, query: Query, patience: Patience
     ) -> dict[str, Vectors]:
         """Vectors of texts of the inline history that no collection holds."""
         if served is None or served.texts is None:
@@ -141,7 +148,7 @@ class Predictor:
         if not unknown:
             return {}
         try:
-            async with _before(deadline):
+            async with patience.waiting():
                 answer = await self._retrieval.embed(list(unknown.values()), texts.collection)
         except ForetellError:
             return {}  # they count as pending
@@ -149,44 +156,40 @@ class Predictor:
         failed = {failure.index for failure in answer.failures}
         return {text_id: vectors[at] for at, text_id in enumerate(unknown) if at not in failed}
 
-    async def _items(
-        self,
-        query: Query,
-        served: ServedModel | None,
-        reading: Reading,
-        selection: Selection,
-        prediction: pb.Prediction,
-        timings: common_pb2.Timings,
-        deadline: float | None,
-    ) -> None:
-        """Fills the selection: by the model if it can, else by the fallbacks."""
-        prediction.fallback_reason = _fallback_reason(served, reading)
-        content = True
-        if served is not None and not prediction.fallback_reason:
+    async def _items(self, answering: _Answering) -> None:
+        """Puts the items into the prediction: the model's if it can, else the fallbacks'."""
+        query, prediction = answering.query, answering.prediction
+        fallback = Fallback(self._popular, self._retrieval, answering.served, answering.patience)
+        selection = Selection(
+            query.k or (limits.K_DEFAULT if query.rank is None else len(set(query.rank))),
+            _allowed(query),
+            answering.reading.own_items.union(query.deny),
+        )
+        complete = False
+        if prediction.fallback_reason:
+            await fallback.content(selection, answering.reading.history)
+        else:
             try:
-                async with _before(deadline):
-                    complete = await self._search(served, reading, selection, prediction, timings)
-                if complete:
-                    return
-            except ForetellError:
+                async with answering.patience.waiting():
+                    complete = await self._search(answering, selection)
+            except ForetellError as error:
+                _note(error)
                 prediction.fallback_reason = pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
-            content = False
-        if content:
-            with contextlib.suppress(ForetellError):
-                async with _before(deadline):
-                    await self._fallback.content(selection, reading.history)
-        await self._fallback.personal(selection, served, query.user_id, query.history)
-        await self._fallback.popular(selection, served)
+        if not complete:
+            await fallback.personal(selection, query.user_id, query.history)
+            await fallback.popular(selection)
+        prediction.items.extend(selection.items)
+        prediction.missing_ids.extend(await _missing(query, fallback))
+        prediction.shortfall_reason = _shortfall(query, selection, prediction)
 
-    async def _search(
-        self,
-        served: ServedModel,
-        reading: Reading,
-        selection: Selection,
-        prediction: pb.Prediction,
-        timings: common_pb2.Timings,
-    ) -> bool:
-        """Adds the model's items; whether there are no others that may be answered."""
+    async def _search(self, answering: _Answering, selection: Selection) -> bool:
+        """Adds the model's items; whether there are no others that may be answered.
+
+        Raises:
+            ForetellError: the embedder does not answer.
+        """
+        served, reading = answering.served, answering.reading
+        assert served is not None
         assert served.items is not None
         assert reading.query is not None
         if selection.allow == []:
@@ -198,34 +201,40 @@ class Predictor:
         hits = await self._retrieval.search(
             VectorSearch(served.items.collection, reading.query, k, selection.allow or (), sent)
         )
-        timings.search_us = hits.search_us
-        _add(served, hits, selection, prediction)
+        answering.timings.search_us = hits.search_us
+        answering.prediction.candidates = _add(served.version, hits, selection)
         return selection.wanted <= 0 or len(hits.ids) < k
 
-    async def _missing(
-        self, query: Query, served: ServedModel | None, prediction: pb.Prediction
-    ) -> None:
-        """Names the ids of the query that do not exist, as far as is known."""
-        named = dict.fromkeys(query.allow if query.rank is None else query.rank)
-        named.update(dict.fromkeys(event.item_id for event in query.history if event.item_id))
-        if named:
-            existing = set(await self._fallback.existing(list(named), served))
-            prediction.missing_ids.extend(i for i in named if i not in existing)
+
+async def _missing(query: Query, fallback: Fallback) -> list[str]:
+    """The ids that the query names and that do not exist, as far as is known."""
+    named = dict.fromkeys(query.allow if query.rank is None else query.rank)
+    named.update(dict.fromkeys(event.item_id for event in query.history if event.item_id))
+    if not named:
+        return []
+    existing = set(await fallback.existing(list(named)))
+    return [item_id for item_id in named if item_id not in existing]
 
 
-def _add(served: ServedModel, hits: Hits, selection: Selection, prediction: pb.Prediction) -> None:
-    """Adds the best of a search, with probabilities over all that it found."""
+def _note(error: ForetellError) -> None:
+    """Logs what is not the embedder's mere absence, which is logged once where it is found."""
+    if not isinstance(error, UnavailableError | DeadlineExceededError):
+        log.warning("the search for items failed: %s", error.message)
+
+
+def _add(version: Version, hits: Hits, selection: Selection) -> int:
+    """Adds the best of a search, with probabilities over all that it found; their number."""
     # Denied ids that were too many for the filter do not belong to the candidates.
     keep = np.array([item_id not in selection.deny for item_id in hits.ids], np.bool_)
     scores = hits.scores[keep]
-    ids = [item_id for item_id, kept in zip(hits.ids, keep, strict=True) if kept]
-    prediction.candidates = len(ids)
-    probabilities = served.version.item_probabilities(scores)
+    ids = list(itertools.compress(hits.ids, keep))
+    probabilities = version.item_probabilities(scores)
     best = selection.k
     for item_id, score, probability in zip(
         ids[:best], scores[:best].tolist(), probabilities[:best].tolist(), strict=True
     ):
         selection.add(item_id, score, pb.METHOD_MODEL, probability)
+    return len(ids)
 
 
 def _fallback_reason(served: ServedModel | None, reading: Reading) -> pb.FallbackReason.ValueType:
@@ -271,21 +280,3 @@ def _shortfall(
     if selection.allow is not None or selection.deny:
         return pb.SHORTFALL_REASON_FILTERED
     return pb.SHORTFALL_REASON_CATALOGUE_EXHAUSTED
-
-
-@contextlib.asynccontextmanager
-async def _before(deadline: float | None) -> AsyncIterator[None]:
-    """Ends a block so early that an answer without it is still in time.
-
-    Raises:
-        UnavailableError: it was ended.
-    """
-    if deadline is None:
-        yield
-        return
-    now = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(now + (deadline - now) * (1 - RESERVE_SHARE)):
-            yield
-    except TimeoutError:
-        raise UnavailableError("the deadline is near", reason="DEADLINE_NEAR") from None

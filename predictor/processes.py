@@ -58,7 +58,7 @@ class Presence:
         self.name = f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}"
         self._generation = 0
         self._note = ""
-        self._held: set[str] = set()
+        self._held: dict[str, float] = {}
 
     async def beat(self) -> None:
         """Writes the heartbeat now."""
@@ -85,19 +85,14 @@ class Presence:
 
     async def hold(self, lease: str) -> bool:
         """Takes a lease, if it is free or this process's already; whether it has it now."""
-        held = await self._db.write(lambda connection: self._take(connection, lease))
-        if held:
-            self._held.add(lease)
-        return held
+        # One that the heartbeat has just renewed needs no write.
+        if self._held.get(lease, 0.0) > time.time() + self._expiry_s / 2:
+            return True
+        return await self._db.write(lambda connection: self._take(connection, lease))
 
     async def release(self, lease: str) -> None:
         """Gives a lease back."""
-        self._held.discard(lease)
-        await self._db.write(
-            lambda connection: connection.execute(
-                "DELETE FROM leases WHERE name = ? AND holder = ?", (lease, self.name)
-            )
-        )
+        await self._db.write(lambda connection: self._release(connection, lease))
 
     def live(self) -> list[Process]:
         """Processes whose heartbeat was seen lately, this one included."""
@@ -125,6 +120,7 @@ class Presence:
             self._take(connection, lease)
 
     def _take(self, connection: sqlite3.Connection, lease: str) -> bool:
+        """Takes or renews it; runs in the database's writer thread only."""
         now = time.time()
         taken = connection.execute(
             """
@@ -135,7 +131,15 @@ class Presence:
             """,
             (lease, self.name, now + self._expiry_s, now),
         )
-        return taken.rowcount > 0
+        if taken.rowcount > 0:
+            self._held[lease] = now + self._expiry_s
+            return True
+        self._held.pop(lease, None)
+        return False
+
+    def _release(self, connection: sqlite3.Connection, lease: str) -> None:
+        self._held.pop(lease, None)
+        connection.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (lease, self.name))
 
     def _leave(self, connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM processes WHERE process = ?", (self.name,))

@@ -51,10 +51,14 @@ class Reading:
     pending_texts: int = 0
     own_items: set[str] = field(default_factory=set)
     forward_us: int = 0
+    """The forward pass, which it may have shared."""
+    worked_us: int = 0
+    """All that the worker thread did for its batch."""
 
 
 def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
     """Answers each request; those with the same model share a forward pass."""
+    begin = time.perf_counter_ns()
     readings = [_read(store, request) for request in requests]
     by_model: dict[int, list[int]] = {}
     for at, request in enumerate(requests):
@@ -67,6 +71,9 @@ def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
                 readings[at].types = type_shares(readings[at].history, everybody)
         else:
             _forward(served, [readings[at] for at in chosen], [requests[at] for at in chosen])
+    worked_us = (time.perf_counter_ns() - begin) // 1_000
+    for reading in readings:
+        reading.worked_us = worked_us
     return readings
 
 

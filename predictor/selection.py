@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 
@@ -29,9 +29,9 @@ class Selection:
         """Items that are still to be found."""
         return self.k - len(self.items)
 
-    def open(self, ids: Iterable[str]) -> list[str]:
-        """Those of the ids that may be added."""
-        return [item_id for item_id in ids if self._may(item_id)]
+    def open(self, ids: Iterable[str]) -> Iterator[str]:
+        """Those of the ids that may be added when they are reached."""
+        return filter(self._may, ids)
 
     def add(
         self, item_id: str, score: float, method: pb.Method.ValueType, probability: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from predictor.page_tokens import decode, encode
 from predictor.prediction import Predictor, Query
 from serving.database import once
 
+log = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 ANSWER_S = 0.05
@@ -54,7 +57,8 @@ class EventService(event_grpc.EventServiceServicer):
         # Ten thousand events take tens of milliseconds to read: not on the event loop.
         apply = await asyncio.to_thread(self._ingest, request)
         response, _ = await self._store.db.write(apply)
-        self._texts.changed()
+        if any(event.text for event in request.events):
+            self._texts.changed()
         return response
 
     def _ingest(
@@ -103,8 +107,13 @@ class EventService(event_grpc.EventServiceServicer):
                 deleted_events=ingestion.delete_user(connection, request.user_id),
             )
 
-        response, _ = await self._store.db.write(once(apply, request, event_pb.DeleteUserResponse))
-        self._texts.changed()
+        response, fresh = await self._store.db.write(
+            once(apply, request, event_pb.DeleteUserResponse)
+        )
+        if fresh:
+            # The user's name is what was to be deleted: it is not in the log.
+            log.info("deletion %s: %d events", response.deletion_id, response.deleted_events)
+            self._texts.changed()
         return response
 
 

@@ -134,7 +134,8 @@ def test_every_process_swaps_without_dropping_a_request(
     start_predictor: Start, connect: Connect, make_version: Make, register: Register,
     client: Client, catalogue_embedder: ServiceProcess,
 ) -> None:  # fmt: skip
-    services = [start_predictor(catalogue_embedder.address) for _ in range(2)]
+    # A stopped process counts as live for five heartbeats, and must still do so when it is late.
+    services = [start_predictor(catalogue_embedder.address, "--heartbeat-s", "1") for _ in "ab"]
     stubs = [connect(service.address) for service in services]
     ingest(stubs[0])
     register(make_version("one", seed=1))
@@ -174,7 +175,7 @@ def test_every_process_swaps_without_dropping_a_request(
     os.kill(services[1].process.pid, signal.SIGSTOP)
     try:
         request = model_pb.ActivateModelRequest(version="one")
-        late = refused(lambda: stubs[0].models.ActivateModel(request, timeout=0.9))
+        late = refused(lambda: stubs[0].models.ActivateModel(request, timeout=2))
     finally:
         os.kill(services[1].process.pid, signal.SIGCONT)
     assert late.reason == "PROCESSES_LATE"
