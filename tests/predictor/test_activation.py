@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -309,6 +310,46 @@ def rename(directory: Path, name: str) -> None:
     config = json.loads((directory / "config.json").read_text())
     config["version"] = name
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def test_a_version_trained_from_the_running_service(
+    start_predictor: Start, connect: Connect, register: Register, client: Client,
+    catalogue_embedder: ServiceProcess, catalogue: dict[str, str], tmp_path: Path,
+) -> None:  # fmt: skip
+    """Users walk through the kinds in one order; what is learned of that is answered."""
+    stubs = connect(start_predictor(catalogue_embedder.address).address)
+    kinds = ["coffee", "tea", "bread", "cheese", "apple", "soap"]
+    rng = random.Random(0)
+
+    def walk(user: str, begin: int, steps: int) -> list[event_pb.Event]:
+        events = []
+        for step in range(steps):
+            kind, behavior_type = kinds[(begin + step) % 6], ("view", "buy")[step % 2]
+            item_id = f"{kind}-{rng.randrange(5)}"
+            event = event_pb.Event(user_id=user, behavior_type=behavior_type, item_id=item_id)
+            event.timestamp.FromSeconds(1_000_000 + 600 * step + begin)
+            events.append(event)
+        return events
+
+    for number in range(60):
+        request = event_pb.IngestEventsRequest(events=walk(f"user {number}", number % 6, 16))
+        assert stubs.events.IngestEvents(request).accepted == 16
+    arguments = ["train", "--store", str(tmp_path / "data"), "--out", str(tmp_path / "one")]
+    arguments += ["--embedder", catalogue_embedder.address, "--split", "leave-one-out"]
+    assert predictor_main([*arguments, "--epochs", "8", "--json"]) == 0
+    register(tmp_path / "one")
+    assert activate(stubs, "one").model.items == len(catalogue)
+    hits = types = 0
+    for begin in range(6):
+        query = pb.PredictionQuery(history=walk("", begin, 7), k=5)
+        answer = stubs.predictions.Predict(pb.PredictRequest(query=query)).prediction
+        assert not answer.fallback_reason
+        kind = kinds[(begin + 7) % 6]
+        hits += sum(item.item_id.startswith(kind) for item in answer.items)
+        types += answer.behavior_types[0].behavior_type == "buy"
+    assert hits > 15  # of 30; by chance 5
+    assert types == 6
+    clean(stubs, client)
 
 
 def test_an_item_that_comes_back_has_its_text_only(

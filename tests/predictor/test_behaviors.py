@@ -35,7 +35,8 @@ def pending(stubs: "Stubs") -> int:
 
 
 def texts_in(client: Client) -> set[str]:
-    return {item.text for item in client.list_items(collection="behaviors", page_size=1_000).elements}
+    page = client.list_items(collection="behaviors", page_size=1_000)
+    return {item.text for item in page.elements}
 
 
 @pytest.fixture

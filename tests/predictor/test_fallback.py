@@ -226,16 +226,27 @@ def test_a_near_deadline_is_answered_without_the_embedder(
     register(make_version("m", item_ids=("a", "b")))
     # The predictor itself would wait a minute for the embedder.
     stubs = connect(start_predictor(own.address, "--embedder-deadline-ms", "60000").address)
-    stubs.models.ActivateModel(model_pb.ActivateModelRequest(version="m"))
     ingest_events(stubs, event("ann", "view", "b"))
-    os.kill(own.process.pid, signal.SIGSTOP)
-    try:
-        request = pb.PredictRequest(query=pb.PredictionQuery(user_id="ann", k=1))
-        answer = stubs.predictions.Predict(request, timeout=1.0).prediction
-        assert answer.fallback_reason == pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
-        assert answers(answer) == [("b", "PERSONAL_FREQUENCY")]
-    finally:
-        os.kill(own.process.pid, signal.SIGCONT)
+    assert answers(predict(stubs, user_id="ann", k=1)) == [("a", "CONTENT")]
+    request = pb.PredictRequest(query=pb.PredictionQuery(user_id="ann", k=1, deny_item_ids=["c"]))
+
+    def without_the_embedder() -> pb.Prediction:
+        os.kill(own.process.pid, signal.SIGSTOP)
+        try:
+            return stubs.predictions.Predict(request, timeout=2.0).prediction
+        finally:
+            os.kill(own.process.pid, signal.SIGCONT)
+
+    answer = without_the_embedder()
+    assert answer.fallback_reason == pb.FALLBACK_REASON_NO_MODEL
+    assert answers(answer) == [("b", "PERSONAL_FREQUENCY")]
+    # One caller's haste says nothing about the embedder.
+    assert answers(predict(stubs, user_id="ann", k=1)) == [("a", "CONTENT")]
+    stubs.models.ActivateModel(model_pb.ActivateModelRequest(version="m"))
+    assert answers(predict(stubs, user_id="ann", k=1))[0][1] == "MODEL"
+    answer = without_the_embedder()
+    assert answer.fallback_reason == pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
+    assert answers(answer) == [("b", "PERSONAL_FREQUENCY")]
 
 
 def fill(address: str, items: dict[str, str]) -> None:

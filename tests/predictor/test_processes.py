@@ -1,0 +1,77 @@
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from predictor.database import open_database
+from predictor.processes import MISSED, Presence
+from serving.database import Database
+
+HEARTBEAT_S = 0.1
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> Iterator[tuple[Database, Database]]:
+    """The same file, as two processes open it."""
+    first, second = open_database(tmp_path), open_database(tmp_path)
+    yield first, second
+    first.close()
+    second.close()
+
+
+async def test_a_lease_is_one_processs_until_it_is_given_back(
+    databases: tuple[Database, Database],
+) -> None:
+    one, two = (Presence(db, 60.0) for db in databases)
+    assert await one.hold("work")
+    assert await one.hold("work")
+    assert not await two.hold("work")
+    assert await two.hold("other work")
+    await two.release("work")  # not its to give
+    assert not await two.hold("work")
+    await one.release("work")
+    assert await two.hold("work")
+    assert not await one.hold("work")
+    await two.leave()
+    assert await one.hold("work")
+
+
+async def test_a_lease_outlives_its_holder_for_a_few_heartbeats(
+    databases: tuple[Database, Database],
+) -> None:
+    one, two = (Presence(db, HEARTBEAT_S) for db in databases)
+    await one.beat()
+    assert await one.hold("work")
+    expiry = time.time() + MISSED * HEARTBEAT_S
+    taken = 0.0
+    while not taken:  # the first one is silent from now on
+        if await two.hold("work"):
+            taken = time.time()
+    assert taken >= expiry - 0.05
+    assert not await one.hold("work")  # it comes back and sees that it has lost it
+    await one.beat()
+    assert not await one.hold("work")
+    assert await two.hold("work")
+
+
+async def test_the_heartbeat_renews_leases(databases: tuple[Database, Database]) -> None:
+    one, two = (Presence(db, HEARTBEAT_S) for db in databases)
+    assert await one.hold("work")
+    end = time.monotonic() + 2 * MISSED * HEARTBEAT_S
+    while time.monotonic() < end:
+        await one.beat()
+        assert not await two.hold("work")
+
+
+async def test_who_lives_and_which_activation_it_has_followed(
+    databases: tuple[Database, Database],
+) -> None:
+    one, two = (Presence(db, 60.0) for db in databases)
+    await one.report(3)
+    await two.report(2, "a file is damaged")
+    live = {process.name: (process.generation, process.note) for process in one.live()}
+    assert live == {one.name: (3, ""), two.name: (2, "a file is damaged")}
+    assert two.live() == one.live()
+    await one.leave()
+    assert [process.name for process in two.live()] == [two.name]
