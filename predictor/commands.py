@@ -29,6 +29,9 @@ from predictor.sources import Dataset
 from predictor.training import Protocol
 from serving import cpus
 
+THREADED_EVENTS = 50_000
+"""Events from which on more than one thread is used."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one of the commands and returns its exit status."""
@@ -154,7 +157,6 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """
     model_dir.check_absent(options.out)
     model_dir.check_version_name(options.out.name)
-    torch.set_num_threads(cpus.available())
     usual = Protocol()
     protocol = Protocol(
         options.split,
@@ -192,7 +194,6 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     given, it is the one that the version was trained with.
     """
     version = model_dir.load(options.version)
-    torch.set_num_threads(cpus.available())
     usual = version.metrics.get("protocol", {})
     protocol = Protocol(
         options.split or usual.get("split"),
@@ -234,6 +235,8 @@ def _dataset(options: argparse.Namespace) -> Iterator[Dataset]:
         if source is None:
             source = _store(options, client)
         dataset = sources.with_vectors(source, client, progress=True)
+    # Small steps lose more to waiting for one another than a second thread gives.
+    torch.set_num_threads(cpus.available() if len(dataset.events) >= THREADED_EVENTS else 1)
     yield dataset
 
 

@@ -26,6 +26,12 @@ from predictor.item_space import ItemSpace
 from predictor.model import NetworkConfig, SequenceNetwork
 from predictor.windows import Batch, Windows
 
+MIN_STEPS = 50
+"""Steps of an epoch that small data are divided into: too few would learn nothing in time."""
+
+MIN_CONTEXTS = 16
+"""Contexts of a step that small data are not divided below."""
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -44,14 +50,15 @@ class FitConfig:
     dropout: float = 0.1
     row_dropout: float = 0.1
     """Probability of an item's residual being left out, so that the text learns to stand alone."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.015
     weight_decay: float = 0.01
     averaging: float = 0.99
     """Decay of the moving average of the weights, which is what is evaluated and kept."""
     clip: float = 5.0
     """Largest norm of the gradient."""
     batch_contexts: int = 128
-    """Contexts (baskets to be predicted) in a step."""
+    """Contexts (baskets to be predicted) in a step; fewer where an epoch would have less than
+    MIN_STEPS of them."""
     batch_tokens: int = 16_384
     """Padded events in a step, at most."""
     basket_power: float = 0.5
@@ -189,7 +196,8 @@ def fit(learner: Learner, train: Events, validate: Validate, *, progress: bool) 
     config = learner.config
     rng = np.random.default_rng(config.seed)
     windows = Windows(train, config.history_length, config.basket_power)
-    steps = config.epochs * windows.steps(config.batch_contexts, config.batch_tokens)
+    size = max(MIN_CONTEXTS, min(config.batch_contexts, int(windows.contexts.sum()) // MIN_STEPS))
+    steps = config.epochs * windows.steps(size, config.batch_tokens)
     optimizer = torch.optim.AdamW(
         learner.parameters(),
         lr=config.learning_rate,
@@ -206,7 +214,7 @@ def fit(learner: Learner, train: Events, validate: Validate, *, progress: bool) 
             disable=not progress, leave=False,
         )  # fmt: skip
         with bar:
-            batches = windows.epoch(config.batch_contexts, config.batch_tokens, rng)
+            batches = windows.epoch(size, config.batch_tokens, rng)
             losses = [_step(learner, batch, optimizer, schedule, average, bar) for batch in batches]
         seconds = bar.format_dict["elapsed"]
         with average.in_place():
