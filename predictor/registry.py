@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def register(db: Database, data_dir: Path, directory: Path) -> str:
         "behavior_types": list(config.behavior_types),
         "items": len(version.item_ids),
         "repeats": config.repeats,
-        "metrics": dict(_numbers(version.metrics)),
+        "metrics": _own_metrics(version.metrics, config.model_type),
     }
     row = (config.version, time.time_ns() // 1_000, files, json.dumps(model))
     db.submit(
@@ -160,13 +160,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _numbers(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a nested report, by their path with dots."""
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _numbers(inner, f"{prefix}{key}.")
-        elif isinstance(inner, int | float) and not isinstance(inner, bool):
-            yield prefix + key, float(inner)
+def _own_metrics(report: Mapping[str, Any], model_type: str) -> dict[str, float]:
+    """The version's figures in its metrics.json, such as items.hits_at_10; no baseline's."""
+    return {
+        f"{part}.{name}": float(value)
+        for part in ("items", "types")
+        for name, value in report.get(part, {}).get(model_type, {}).items()
+        if isinstance(value, int | float)
+    }
 
 
 def page(

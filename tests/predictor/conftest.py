@@ -152,7 +152,7 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
             tuple(item_ids) if config.has_items else (),
             rng.standard_normal((len(item_ids), config.dims)).astype(np.float32) * 0.3,
             golden,
-            {"metrics.json": {"types": {"accuracy": 0.5}}, "lineage.json": {}},
+            {"metrics.json": {"types": {"lstm": {"accuracy": 0.5}}}, "lineage.json": {}},
             {},
         ),
     )
