@@ -87,7 +87,7 @@ async def run(settings: EmbedderSettings) -> None:
         collections = None
         if store is not None:
             started = time.perf_counter()
-            collections = Collections(store, texts, backend.cols)
+            collections = Collections(store, backend.cols)
             items = sum(each.items for each in collections.messages())
             log.info("loaded %d vectors in %.1f s", items, time.perf_counter() - started)
         searching = resources.enter_context(

@@ -15,10 +15,12 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedder.batcher import Batcher, Timing
-from embedder.collections import ITEMS, Collection, Collections
+from embedder.collection import Collection
+from embedder.collections import ITEMS, Collections
 from embedder.index import Filter, Hits
 from embedder.text_cache import Encoded, TextCache
 from embedder.watch import Watches
+from embedder.writer import Writer
 from foretell import checks, limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as pb
@@ -76,6 +78,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self._kept = collections
         self._searching = searching
         self._watches = None if collections is None else Watches(collections)
+        self._writer_or_none = None if collections is None else Writer(collections, texts)
 
     def stop_watches(self) -> None:
         """Ends all open WatchItems with UNAVAILABLE, so that the server can stop."""
@@ -110,7 +113,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     ) -> pb.UpsertItemsResponse:
         """Inserts or replaces items of a text collection."""
         started = time.perf_counter()
-        response = await self._collections.upsert_items(request)
+        response = await self._writer.upsert_items(request)
         response.timings.total_us = _since(started)
         return response
 
@@ -118,7 +121,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self, request: pb.PutVectorsRequest, context: Context
     ) -> pb.PutVectorsResponse:
         """Inserts or replaces vectors or residuals."""
-        return await self._collections.put_vectors(request)
+        return await self._writer.put_vectors(request)
 
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Reads items by id."""
@@ -141,7 +144,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self, request: pb.DeleteItemsRequest, context: Context
     ) -> pb.DeleteItemsResponse:
         """Deletes items."""
-        return await self._collections.delete_items(request)
+        return await self._writer.delete_items(request)
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Finds the nearest vectors of many queries."""
@@ -226,11 +229,14 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     @property
     def _collections(self) -> Collections:
         if self._kept is None:
-            raise FailedPreconditionError(
-                "this embedder only encodes: it was started without a data directory",
-                reason="NO_STORE",
-            )
+            raise _no_store()
         return self._kept
+
+    @property
+    def _writer(self) -> Writer:
+        if self._writer_or_none is None:
+            raise _no_store()
+        return self._writer_or_none
 
     def _items(self, collection: Collection, request: pb.GetItemsRequest) -> pb.GetItemsResponse:
         """The items asked for; called in a thread."""
@@ -281,6 +287,12 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         encoded: Encoded = await self._texts.encode([texts[index] for index in good])
         vectors = _in_space(collection, encoded.vectors)
         return _queries(collection, len(texts), good, vectors, failures, encoded.timing)
+
+
+def _no_store() -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "this embedder only encodes: it was started without a data directory", reason="NO_STORE"
+    )
 
 
 def _queries(

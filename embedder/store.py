@@ -232,7 +232,7 @@ def put_items(
     connection: sqlite3.Connection,
     number: int,
     rows: Sequence[ItemRow],
-    vectors: Mapping[bytes, bytes],
+    vectors: Mapping[bytes, Row],
     seq: int,
 ) -> list[ItemRow]:
     """Inserts or replaces items of different ids; returns those whose vector is new.
@@ -258,7 +258,7 @@ def put_items(
     ]
     connection.executemany(
         "INSERT OR IGNORE INTO texts VALUES (?, ?)",
-        ((row.hash, vectors[row.hash]) for row in moved if row.hash is not None),
+        ((row.hash, vectors[row.hash].tobytes()) for row in moved if row.hash is not None),
     )
     connection.executemany(
         "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",

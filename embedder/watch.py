@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.collections import ITEMS, Collection, Collections
+from embedder.collection import Collection
+from embedder.collections import ITEMS, Collections
 from foretell import checks
 from foretell.errors import InvalidArgumentError, UnavailableError
 from foretell.vectors import Vectors

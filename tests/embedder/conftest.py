@@ -13,6 +13,7 @@ from embedder.collections import Collections
 from embedder.encoder import TokenBatch
 from embedder.store import Store
 from embedder.text_cache import TextCache
+from embedder.writer import Writer
 from foretell.vectors import Vectors
 
 COLS = 12
@@ -60,6 +61,7 @@ class Opened:
     """Collections with all that they need."""
 
     collections: Collections
+    writer: Writer
     backend: FakeBackend
     store: Store
     close: Callable[[], None]
@@ -113,6 +115,7 @@ def open_collections(tmp_path: Path) -> Iterator[Open]:
 
             stack.callback(close)
             texts = TextCache(batcher, store, COLS, 1_000_000)
-            return Opened(Collections(store, texts, COLS), backend, store, close)
+            collections = Collections(store, COLS)
+            return Opened(collections, Writer(collections, texts), backend, store, close)
 
         yield opened

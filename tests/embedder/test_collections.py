@@ -123,13 +123,13 @@ async def test_random_operations_and_restarts(
 
     async def upsert_items() -> None:
         texts = {id: str(rng.choice(pool)) for id in some()}
-        response = await opened.collections.upsert_items(upsert(texts))
+        response = await opened.writer.upsert_items(upsert(texts))
         assert response.upserted == len(texts)
         model.texts.update(texts)
 
     async def delete_items() -> None:
         gone = some()
-        response = await opened.collections.delete_items(pb.DeleteItemsRequest(ids=gone))
+        response = await opened.writer.delete_items(pb.DeleteItemsRequest(ids=gone))
         assert set(response.missing_ids) == {id for id in gone if id not in model.texts}
         for id in gone:
             model.texts.pop(id, None)
@@ -150,7 +150,7 @@ async def test_random_operations_and_restarts(
             return
         name = str(rng.choice(sorted(model.derived)))
         new = rows(some())
-        response = await opened.collections.put_vectors(put(name, new))
+        response = await opened.writer.put_vectors(put(name, new))
         known = {id: row for id, row in new.items() if id in model.texts}
         assert response.written == len(known)
         assert len(response.failures) == len(new) - len(known)
@@ -158,12 +158,12 @@ async def test_random_operations_and_restarts(
 
     async def put_given() -> None:
         new = rows(some())
-        await opened.collections.put_vectors(put("given", new))
+        await opened.writer.put_vectors(put("given", new))
         model.given.update(new)
 
     async def delete_given() -> None:
         gone = some()
-        await opened.collections.delete_items(pb.DeleteItemsRequest(collection="given", ids=gone))
+        await opened.writer.delete_items(pb.DeleteItemsRequest(collection="given", ids=gone))
         for id in gone:
             model.given.pop(id, None)
 
@@ -189,18 +189,18 @@ async def test_concurrent_writes_leave_memory_and_store_equal(
 
     async def upserts(worker: int) -> None:
         for round in range(10):
-            await collections.upsert_items(
+            await opened.writer.upsert_items(
                 upsert({f"id {i}": f"text {worker} {round} {i}" for i in range(worker, 10)})
             )
 
     async def deletes() -> None:
         for _ in range(20):
-            await collections.delete_items(pb.DeleteItemsRequest(ids=["id 7", "id 8", "id 9"]))
+            await opened.writer.delete_items(pb.DeleteItemsRequest(ids=["id 7", "id 8", "id 9"]))
 
     async def residuals(value: float) -> None:
         for _ in range(10):
             row = np.full(5, value, np.float32)
-            await collections.put_vectors(put("d", {f"id {i}": row for i in range(10)}))
+            await opened.writer.put_vectors(put("d", {f"id {i}": row for i in range(10)}))
 
     await asyncio.gather(*(upserts(i) for i in range(4)), deletes(), residuals(1), residuals(2))
     ids = [f"id {i}" for i in range(10)]
@@ -218,13 +218,13 @@ async def test_a_known_text_is_not_encoded_again_even_after_a_restart(
     open_collections: Callable[[], Any],
 ) -> None:
     opened = open_collections()
-    first = await opened.collections.upsert_items(upsert({"a": "same", "b": "same", "c": "other"}))
+    first = await opened.writer.upsert_items(upsert({"a": "same", "b": "same", "c": "other"}))
     assert first.encoded == 2
     opened.close()
     opened = open_collections()
-    again = await opened.collections.upsert_items(upsert({"d": "same", "a": "other"}))
+    again = await opened.writer.upsert_items(upsert({"d": "same", "a": "other"}))
     assert again.encoded == 0
-    behaviors = await opened.collections.upsert_items(
+    behaviors = await opened.writer.upsert_items(
         pb.UpsertItemsRequest(collection="behaviors", items=[pb.Item(text="same")])
     )
     assert behaviors.encoded == 0
@@ -242,29 +242,30 @@ async def test_a_text_that_no_item_has_leaves_the_store(
         connection = opened.store.database.connection()
         return int(connection.execute("SELECT COUNT(*) FROM texts").fetchone()[0])
 
-    await collections.upsert_items(upsert({"a": "one", "b": "one", "c": "two"}))
+    await opened.writer.upsert_items(upsert({"a": "one", "b": "one", "c": "two"}))
     assert texts() == 2
-    await collections.delete_items(pb.DeleteItemsRequest(ids=["a"]))
+    await opened.writer.delete_items(pb.DeleteItemsRequest(ids=["a"]))
     assert texts() == 2
-    await collections.upsert_items(upsert({"b": "three"}))
+    await opened.writer.upsert_items(upsert({"b": "three"}))
     assert texts() == 2
     await collections.create(pb.CreateCollectionRequest(name="other", text=pb.TextCollection()))
-    await collections.upsert_items(upsert({"x": "four", "y": "three"}, "other"))
+    await opened.writer.upsert_items(upsert({"x": "four", "y": "three"}, "other"))
     assert texts() == 3
     await collections.delete(pb.DeleteCollectionRequest(name="other"))
     assert texts() == 2
-    await collections.delete_items(pb.DeleteItemsRequest(ids=["b", "c"]))
+    await opened.writer.delete_items(pb.DeleteItemsRequest(ids=["b", "c"]))
     assert texts() == 0
 
 
 async def test_of_items_with_one_id_the_last_stands(
     open_collections: Callable[[], Any], vector_of: Callable[[str], Vectors]
 ) -> None:
-    collections = open_collections().collections
+    opened = open_collections()
+    collections = opened.collections
     request = pb.UpsertItemsRequest(
         items=[pb.Item(id="a", text="first"), pb.Item(id="a", text="last")]
     )
-    response = await collections.upsert_items(request)
+    response = await opened.writer.upsert_items(request)
     assert response.upserted == 1
     np.testing.assert_allclose(collections.get("items").index.get(["a"])["a"], vector_of("last"))
 
@@ -272,9 +273,10 @@ async def test_of_items_with_one_id_the_last_stands(
 async def test_a_faulty_item_does_not_harm_the_others(
     open_collections: Callable[[], Any],
 ) -> None:
-    collections = open_collections().collections
+    opened = open_collections()
+    collections = opened.collections
     items = [pb.Item(id="a", text="a"), pb.Item(text="b"), pb.Item(id="c", text="x" * 20_001)]
-    response = await collections.upsert_items(pb.UpsertItemsRequest(items=items))
+    response = await opened.writer.upsert_items(pb.UpsertItemsRequest(items=items))
     assert response.upserted == 1
     assert [failure.index for failure in response.failures] == [1, 2]
     assert len(collections.get("items").index) == 1
@@ -285,22 +287,24 @@ async def test_a_repeated_request_gives_the_first_answer(
 ) -> None:
     opened = open_collections()
     request = upsert({"a": "first"}, request_id="r")
-    first = await opened.collections.upsert_items(request)
-    await opened.collections.upsert_items(upsert({"a": "second"}))
+    first = await opened.writer.upsert_items(request)
+    await opened.writer.upsert_items(upsert({"a": "second"}))
     opened.close()
-    collections = open_collections().collections
-    again = await collections.upsert_items(request)
+    opened = open_collections()
+    collections = opened.collections
+    again = await opened.writer.upsert_items(request)
     assert again == first
     row = collections.get("items").index.get(["a"])["a"]
     np.testing.assert_allclose(row, vector_of("second"))
     with pytest.raises(InvalidArgumentError):
-        await collections.upsert_items(upsert({"a": "other"}, request_id="r"))
+        await opened.writer.upsert_items(upsert({"a": "other"}, request_id="r"))
 
 
 async def test_a_repeated_create_and_delete_give_the_first_answer(
     open_collections: Callable[[], Any],
 ) -> None:
-    collections = open_collections().collections
+    opened = open_collections()
+    collections = opened.collections
     create = derived("d", a_projection())
     create.request_id = "create"
     delete = pb.DeleteCollectionRequest(name="d", request_id="delete")
@@ -315,10 +319,10 @@ async def test_attributes_may_change_alone(open_collections: Callable[[], Any]) 
     opened = open_collections()
     collections = opened.collections
     item = pb.Item(id="a", text="text", attributes={"colour": "red"})
-    await collections.upsert_items(pb.UpsertItemsRequest(items=[item]))
+    await opened.writer.upsert_items(pb.UpsertItemsRequest(items=[item]))
     changes = collections.get("items").index.changed_after(0)
     item.attributes["colour"] = "blue"
-    response = await collections.upsert_items(pb.UpsertItemsRequest(items=[item]))
+    response = await opened.writer.upsert_items(pb.UpsertItemsRequest(items=[item]))
     assert response.upserted == 1
     found = collections.items(collections.get("items"), ["a"])["a"]
     assert found.attributes == {"colour": "blue"}
@@ -328,7 +332,8 @@ async def test_attributes_may_change_alone(open_collections: Callable[[], Any]) 
 
 
 async def test_what_may_not_be_created_or_deleted(open_collections: Callable[[], Any]) -> None:
-    collections = open_collections().collections
+    opened = open_collections()
+    collections = opened.collections
     await collections.create(derived("d", a_projection()))
     await collections.create(
         pb.CreateCollectionRequest(name="given", vector=pb.VectorCollection(cols=COLS))
@@ -378,5 +383,5 @@ async def test_a_collection_deleted_while_its_texts_are_encoded_is_not_found(
 
     opened.backend.before = replace
     with pytest.raises(NotFoundError):
-        await opened.collections.upsert_items(upsert({"a": "text"}, "t"))
+        await opened.writer.upsert_items(upsert({"a": "text"}, "t"))
     assert len(opened.collections.get("t").index) == 0

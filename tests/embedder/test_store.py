@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedder import store
@@ -7,6 +8,7 @@ from embedder.store import ItemRow, Store
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 
+VECTOR = np.array([1, 2], np.float32)
 ONE, OTHER = "aa" * 16, "bb" * 16
 
 
@@ -46,7 +48,7 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
     number = submit(lambda c: store.add_collection(c, "t", kind, 2)).result().number
 
     def put(*rows: ItemRow, seq: int) -> list[str]:
-        vectors = {row.hash: b"12345678" for row in rows if row.hash is not None}
+        vectors = {row.hash: VECTOR for row in rows if row.hash is not None}
         moved = submit(lambda c: store.put_items(c, number, rows, vectors, seq)).result()
         return [row.id for row in moved]
 
@@ -56,7 +58,7 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
     assert put(ItemRow("a", "x", b"x", '{"k": "v"}'), ItemRow("b", " ", None, "{}"), seq=7) == []
     assert put(a, ItemRow("b", "x", b"x", "{}"), seq=8) == ["b"]
     rows = {id: (v, seq) for id, v, seq in store.all_vectors(opened.database.connection(), 1, kind)}
-    assert rows == {"a": (b"12345678", 5), "b": (b"12345678", 8)}
+    assert rows == {"a": (VECTOR.tobytes(), 5), "b": (VECTOR.tobytes(), 8)}
     opened.close()
 
 

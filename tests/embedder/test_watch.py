@@ -46,14 +46,14 @@ class Follower:
             assert np.array_equal(row, self.rows[id])
 
 
-async def upsert(collections: Any, texts: dict[str, str]) -> int:
+async def upsert(opened: Any, texts: dict[str, str]) -> int:
     items = [pb.Item(id=id, text=text) for id, text in texts.items()]
-    response = await collections.upsert_items(pb.UpsertItemsRequest(items=items))
+    response = await opened.writer.upsert_items(pb.UpsertItemsRequest(items=items))
     return int(response.seq)
 
 
-async def delete(collections: Any, *ids: str) -> int:
-    response = await collections.delete_items(pb.DeleteItemsRequest(ids=ids))
+async def delete(opened: Any, *ids: str) -> int:
+    response = await opened.writer.delete_items(pb.DeleteItemsRequest(ids=ids))
     return int(response.seq)
 
 
@@ -90,8 +90,8 @@ async def test_catch_up_comes_in_small_messages_then_live(
 ) -> None:
     collections = opened.collections
     await derive(collections)
-    await upsert(collections, {f"id {i:02}": f"text {i}" for i in range(20)})
-    seq = await delete(collections, "id 03")
+    await upsert(opened, {f"id {i:02}": f"text {i}" for i in range(20)})
+    seq = await delete(opened, "id 03")
     follower = Follower()
     stream = Watches(collections).watch(name, 0)
     await follower.catch_up(stream, seq)
@@ -99,10 +99,10 @@ async def test_catch_up_comes_in_small_messages_then_live(
     caught_up = [message.caught_up for message in follower.messages]
     assert caught_up == [False] * (expected - 1) + [True]
     follower.agrees(collections, name)
-    seq = await upsert(collections, {"id 03": "back", "id 05": "changed"})
+    seq = await upsert(opened, {"id 03": "back", "id 05": "changed"})
     await follower.catch_up(stream, seq)
     assert sorted(follower.messages[-1].ids) == ["id 03", "id 05"]
-    seq = await delete(collections, "id 03", "id 07")
+    seq = await delete(opened, "id 03", "id 07")
     await follower.catch_up(stream, seq)
     assert sorted(follower.messages[-1].deleted_ids) == ["id 03", "id 07"]
     follower.agrees(collections, name)
@@ -112,9 +112,9 @@ async def test_catch_up_comes_in_small_messages_then_live(
 async def test_it_goes_on_from_any_message(opened: Any) -> None:
     """A caller that breaks off after any message and comes back misses nothing."""
     collections = opened.collections
-    await upsert(collections, {f"a {i}": f"text {i}" for i in range(8)})
-    await upsert(collections, {f"b {i}": f"text {i}" for i in range(8)})
-    await delete(collections, "a 1", "b 2")
+    await upsert(opened, {f"a {i}": f"text {i}" for i in range(8)})
+    await upsert(opened, {f"b {i}": f"text {i}" for i in range(8)})
+    await delete(opened, "a 1", "b 2")
     watches = Watches(collections)
     complete = Follower()
     await complete.catch_up(watches.watch("items", 0), collections.applied_seq)
@@ -124,8 +124,8 @@ async def test_it_goes_on_from_any_message(opened: Any) -> None:
         for _ in range(broken_after):
             follower.apply(await anext(stream))
         await stream.aclose()  # type: ignore[attr-defined]
-        seq = await upsert(collections, {f"b {broken_after}": f"changed {broken_after}"})
-        seq = await delete(collections, f"a {broken_after}") or seq
+        seq = await upsert(opened, {f"b {broken_after}": f"changed {broken_after}"})
+        seq = await delete(opened, f"a {broken_after}") or seq
         await follower.catch_up(watches.watch("items", follower.seq), seq)
         follower.agrees(collections, "items")
 
@@ -133,12 +133,12 @@ async def test_it_goes_on_from_any_message(opened: Any) -> None:
 async def test_a_derived_collection_tells_of_source_and_residuals(opened: Any) -> None:
     collections = opened.collections
     await derive(collections)
-    seq = await upsert(collections, {"a": "one", "b": "two"})
+    seq = await upsert(opened, {"a": "one", "b": "two"})
     follower = Follower()
     stream = Watches(collections).watch("d", 0)
     await follower.catch_up(stream, seq)
     row = np.full((1, 4), 2, np.float32)
-    response = await collections.put_vectors(
+    response = await opened.writer.put_vectors(
         pb.PutVectorsRequest(collection="d", ids=["a"], vectors=to_block(row))
     )
     await follower.catch_up(stream, response.seq)
@@ -150,7 +150,7 @@ async def test_a_collection_made_anew_is_told_entirely(opened: Any) -> None:
     """Its items are older than what the caller knows, but their vectors are not."""
     collections = opened.collections
     await derive(collections)
-    seq = await upsert(collections, {"a": "one", "b": "two"})
+    seq = await upsert(opened, {"a": "one", "b": "two"})
     watches, follower = Watches(collections), Follower()
     await follower.catch_up(watches.watch("d", 0), seq)
     await collections.delete(pb.DeleteCollectionRequest(name="d"))
@@ -164,10 +164,10 @@ async def test_deletions_are_told_after_a_restart(
 ) -> None:
     opened = open_collections()
     await derive(opened.collections)
-    seq = await upsert(opened.collections, {"a": "one", "b": "two"})
+    seq = await upsert(opened, {"a": "one", "b": "two"})
     follower = Follower()
     await follower.catch_up(Watches(opened.collections).watch("d", 0), seq)
-    seq = await delete(opened.collections, "a")
+    seq = await delete(opened, "a")
     opened.close()
     collections = open_collections().collections
     await follower.catch_up(Watches(collections).watch("d", follower.seq), seq)
@@ -184,9 +184,9 @@ async def test_under_writes_it_ends_up_equal(opened: Any) -> None:
     async def write() -> int:
         seq = 0
         for i in range(60):
-            seq = await upsert(collections, {f"id {j % 17}": f"{i} {j}" for j in range(i, i + 9)})
+            seq = await upsert(opened, {f"id {j % 17}": f"{i} {j}" for j in range(i, i + 9)})
             if i % 3 == 0:
-                seq = await delete(collections, f"id {i % 17}", f"id {i % 5}")
+                seq = await delete(opened, f"id {i % 17}", f"id {i % 5}")
         return seq
 
     writing = asyncio.ensure_future(write())
