@@ -61,6 +61,15 @@ class _Queries:
     timing: Timing
 
 
+class _Kept:
+    """What there is with a data directory."""
+
+    def __init__(self, collections: Collections, texts: TextCache) -> None:
+        self.collections = collections
+        self.writer = Writer(collections, texts)
+        self.watches = Watches(collections)
+
+
 class EmbedderService(rpc.EmbedderServiceServicer):
     """The methods. Without collections (encode-only) just Embed and GetInfo work."""
 
@@ -75,15 +84,13 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self._about = about
         self._batcher = batcher
         self._texts = texts
-        self._kept = collections
+        self._kept_or_none = None if collections is None else _Kept(collections, texts)
         self._searching = searching
-        self._watches = None if collections is None else Watches(collections)
-        self._writer_or_none = None if collections is None else Writer(collections, texts)
 
     def stop_watches(self) -> None:
         """Ends all open WatchItems with UNAVAILABLE, so that the server can stop."""
-        if self._watches is not None:
-            self._watches.stop()
+        if self._kept_or_none is not None:
+            self._kept_or_none.watches.stop()
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """Encodes texts, in a collection's space if one is named."""
@@ -92,7 +99,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         checks.count(len(request.texts), "texts", limits.BATCH)
         collection = None
         if request.collection:
-            collection = self._collections.get(request.collection, pb.COLLECTION_KIND_DERIVED)
+            collection = self._kept.collections.get(request.collection, pb.COLLECTION_KIND_DERIVED)
         cols = self._about.cols if collection is None else collection.row.cols
         _check_answer(len(request.texts) * cols * 4, "texts")
         good, failures = checks.split(
@@ -113,7 +120,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     ) -> pb.UpsertItemsResponse:
         """Inserts or replaces items of a text collection."""
         started = time.perf_counter()
-        response = await self._writer.upsert_items(request)
+        response = await self._kept.writer.upsert_items(request)
         response.timings.total_us = _since(started)
         return response
 
@@ -121,12 +128,12 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self, request: pb.PutVectorsRequest, context: Context
     ) -> pb.PutVectorsResponse:
         """Inserts or replaces vectors or residuals."""
-        return await self._writer.put_vectors(request)
+        return await self._kept.writer.put_vectors(request)
 
     async def GetItems(self, request: pb.GetItemsRequest, context: Context) -> pb.GetItemsResponse:
         """Reads items by id."""
         checks.ids(request.ids, "ids")
-        collection = self._collections.get(request.collection, default=ITEMS)
+        collection = self._kept.collections.get(request.collection, default=ITEMS)
         if request.include_vectors:
             _check_answer(len(request.ids) * collection.row.cols * 4, "ids")
         return await asyncio.to_thread(self._items, collection, request)
@@ -136,7 +143,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     ) -> pb.ListItemsResponse:
         """Lists items in the order of their ids."""
         page_size = checks.page_size(request.page_size)
-        collection = self._collections.get(request.collection, default=ITEMS)
+        collection = self._kept.collections.get(request.collection, default=ITEMS)
         after = _read_page_token(request.page_token, collection.row.name)
         return await asyncio.to_thread(self._page, collection, after, page_size)
 
@@ -144,12 +151,12 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self, request: pb.DeleteItemsRequest, context: Context
     ) -> pb.DeleteItemsResponse:
         """Deletes items."""
-        return await self._writer.delete_items(request)
+        return await self._kept.writer.delete_items(request)
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         """Finds the nearest vectors of many queries."""
         started = time.perf_counter()
-        collection = self._collections.get(request.collection, default=ITEMS)
+        collection = self._kept.collections.get(request.collection, default=ITEMS)
         count = checks.queries(request)
         k = checks.k(request.k if request.HasField("k") else None)
         checks.filters(request.filters, count)
@@ -182,27 +189,25 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
         """Creates a collection."""
-        return await self._collections.create(request)
+        return await self._kept.collections.create(request)
 
     async def ListCollections(
         self, request: pb.ListCollectionsRequest, context: Context
     ) -> pb.ListCollectionsResponse:
         """Lists all collections."""
-        return pb.ListCollectionsResponse(collections=self._collections.messages())
+        return pb.ListCollectionsResponse(collections=self._kept.collections.messages())
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
         """Deletes a collection."""
-        return await self._collections.delete(request)
+        return await self._kept.collections.delete(request)
 
     async def WatchItems(
         self, request: pb.WatchItemsRequest, context: Context
     ) -> AsyncIterator[pb.WatchItemsResponse]:
         """Follows the vectors of a collection."""
-        self._collections.get(request.collection, default=ITEMS)
-        assert self._watches is not None
-        async for changes in self._watches.watch(request.collection, request.after_seq):
+        async for changes in self._kept.watches.watch(request.collection, request.after_seq):
             yield pb.WatchItemsResponse(
                 ids=changes.ids,
                 vectors=to_block(changes.vectors),
@@ -221,26 +226,23 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             max_tokens=self._about.max_tokens,
             device=self._about.device,
             libraries=self._about.libraries,
-            has_store=self._kept is not None,
+            has_store=self._kept_or_none is not None,
             texts_encoded=self._batcher.texts_encoded,
             texts_cached=self._texts.texts_cached,
         )
 
     @property
-    def _collections(self) -> Collections:
-        if self._kept is None:
-            raise _no_store()
-        return self._kept
-
-    @property
-    def _writer(self) -> Writer:
-        if self._writer_or_none is None:
-            raise _no_store()
-        return self._writer_or_none
+    def _kept(self) -> _Kept:
+        if self._kept_or_none is None:
+            raise FailedPreconditionError(
+                "this embedder only encodes: it was started without a data directory",
+                reason="NO_STORE",
+            )
+        return self._kept_or_none
 
     def _items(self, collection: Collection, request: pb.GetItemsRequest) -> pb.GetItemsResponse:
         """The items asked for; called in a thread."""
-        found = self._collections.items(collection, request.ids)
+        found = self._kept.collections.items(collection, request.ids)
         vectors = collection.index.get(request.ids) if request.include_vectors else None
         if vectors is not None:  # deleted between the two reads
             found = {id: item for id, item in found.items() if id in vectors}
@@ -258,7 +260,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         """A page of items; called in a thread."""
         response = pb.ListItemsResponse()
         size = 0
-        for item in self._collections.items_after(collection, after):
+        for item in self._kept.collections.items_after(collection, after):
             if len(response.items) == page_size or size > PAGE_BYTES:
                 response.next_page_token = _page_token(response.items[-1].id, collection.row.name)
                 break
@@ -287,12 +289,6 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         encoded: Encoded = await self._texts.encode([texts[index] for index in good])
         vectors = _in_space(collection, encoded.vectors)
         return _queries(collection, len(texts), good, vectors, failures, encoded.timing)
-
-
-def _no_store() -> FailedPreconditionError:
-    return FailedPreconditionError(
-        "this embedder only encodes: it was started without a data directory", reason="NO_STORE"
-    )
 
 
 def _queries(
