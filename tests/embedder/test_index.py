@@ -91,12 +91,14 @@ def test_random_operations_agree_with_the_model(
                 assert np.array_equal(vector, model.rows[id])
 
 
-def test_equal_vectors_come_in_the_order_of_their_ids_whatever_their_number() -> None:
-    index = VectorIndex(COLS)
-    ids = [f"{i:05}" for i in range(3_000)]
+@pytest.mark.parametrize("cols", [8, 384])
+def test_equal_vectors_come_in_the_order_of_their_ids_whatever_their_number(cols: int) -> None:
+    """A matrix product gives equal rows different last bits, by their place in the matrix."""
+    index = VectorIndex(cols)
+    ids = [f"{i:05}" for i in range(3_003)]
     shuffled = [str(id) for id in np.random.default_rng(1).permutation(ids)]
-    row = np.random.default_rng(2).standard_normal(COLS).astype(np.float32)
-    index.put(shuffled, np.tile(row, (3_000, 1)), 1)
+    row = np.random.default_rng(2).standard_normal(cols).astype(np.float32)
+    index.put(shuffled, np.tile(row, (len(ids), 1)), 1)
     for queries in (1, 25):  # faiss computes few and many queries differently
         for found in index.search(np.tile(row, (queries, 1)), 7):
             assert found.ids == ids[:7]

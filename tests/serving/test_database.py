@@ -236,6 +236,18 @@ def test_no_database_is_refused(tmp_path: Path) -> None:
         Database(path, SCHEMA)
 
 
+def test_commits_reach_the_disk(database: Database) -> None:
+    """What makes an acknowledgement survive a power loss, which no test can cut."""
+
+    def durability(connection: sqlite3.Connection) -> tuple[int, str]:
+        (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+        (journal,) = connection.execute("PRAGMA journal_mode").fetchone()
+        return synchronous, journal
+
+    full = 2
+    assert database.submit(durability).result() == (full, "wal")
+
+
 def test_a_snapshot_sees_one_state(database: Database) -> None:
     database.submit(lambda c: insert(c, 1)).result()
     with database.snapshot() as connection:
