@@ -17,6 +17,10 @@ STOP_TIMEOUT_S = 60.0
 """After this a service that was asked to stop is killed."""
 
 
+ENDING_S = 5.0
+"""How long one that failed to start may take to end by itself."""
+
+
 class ServiceProcess:
     """A running service.
 
@@ -73,9 +77,8 @@ def start(
             env=os.environ,
         )
     line = _first_line(process, timeout_s)
-    if " ready at " not in line:
-        process.kill()
-        status = process.wait()
+    if line is None or " ready at " not in line:
+        status = _end(process, ENDING_S if line is not None else 0)
         where = f"; see {log}" if log else ""
         raise RuntimeError(f"python -m {module} did not start (exit status {status}){where}")
     return ServiceProcess(process, line.rsplit(" ", 1)[1].strip())
@@ -99,11 +102,22 @@ def started(
             service.process.stdout.close()
 
 
-def _first_line(process: subprocess.Popen[str], timeout_s: float) -> str:
+def _end(process: subprocess.Popen[str], timeout_s: float) -> int:
+    """Waits for a process that failed, kills it after that, and gives its exit status."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
+    process.kill()
+    if process.stdout is not None:
+        process.stdout.close()
+    return process.wait()
+
+
+def _first_line(process: subprocess.Popen[str], timeout_s: float) -> str | None:
+    """The first line of its standard output, empty if there is none; None: not in time."""
     assert process.stdout is not None
     deadline = time.monotonic() + timeout_s
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         if selector.select(deadline - time.monotonic()):
             return process.stdout.readline()
-    return ""
+    return None
