@@ -27,10 +27,10 @@ from predictor.registry import register
 from predictor.settings import PredictorSettings
 from predictor.sources import Dataset
 from predictor.training import Protocol
-from serving import cpus
 
-THREADED_EVENTS = 50_000
-"""Events from which on more than one thread is used."""
+THREADS = 1
+"""Of torch. The products of a step are small: a second thread made training a third faster on an
+idle machine, and ten times slower on a busy one, where threads wait for one another."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -235,8 +235,7 @@ def _dataset(options: argparse.Namespace) -> Iterator[Dataset]:
         if source is None:
             source = _store(options, client)
         dataset = sources.with_vectors(source, client, progress=True)
-    # Small steps lose more to waiting for one another than a second thread gives.
-    torch.set_num_threads(cpus.available() if len(dataset.events) >= THREADED_EVENTS else 1)
+    torch.set_num_threads(THREADS)
     yield dataset
 
 
