@@ -132,8 +132,11 @@ class Models:
         if answered is not None:
             await self._confirmed(request.version, deadline)
             return answered
-        async with _by(deadline, "publishing the version"), self._exclusive():
-            loaded = await self._publish(request.version)
+        where = f"the embedder at {self._embedder.address}"
+        async with _by(deadline, f"publishing the version to {where}"), self._exclusive():
+            registry.get(connection, request.version)
+            loaded = await asyncio.to_thread(self._load, request.version)
+            await self._publish(loaded)
             apply = once(
                 lambda connection: _activate(connection, request.version),
                 request,
@@ -179,15 +182,26 @@ class Models:
         version.check_golden()  # warms the network up as well
         return version
 
-    async def _publish(self, name: str) -> Version:
-        """Checks a version and sees to it that its collections are complete."""
+    async def _publish(self, version: Version) -> None:
+        """Sees to it that the version's collections are complete; under the lease.
+
+        Collections of its name that this registration has not finished may be half a publication,
+        or another model's: they are made anew.
+        """
+        name = version.config.version
         model = registry.get(self._db.connection(), name)
-        version = await asyncio.to_thread(self._load, name)
         await publishing.check_encoder(self._embedder, version.config.encoder)
-        if not (model.published and await publishing.published(self._embedder, version)):
-            await publishing.publish(self._embedder, version)
-            await self._db.write(lambda connection: registry.set_published(connection, name))
-        return version
+        if model.published and await publishing.published(self._embedder, version):
+            return
+        await self._db.write(lambda c: registry.set_published(c, name, False))
+        await publishing.unpublish(self._embedder, name)
+        await publishing.publish(self._embedder, version)
+        await self._db.write(lambda c: registry.set_published(c, name, True))
+
+    async def _restore(self, version: Version) -> None:
+        """Publishes a version again whose collections the embedder has lost."""
+        async with self._exclusive():  # the first process does it, the others find it done
+            await self._publish(version)
 
     async def _serve(self, version: Version) -> None:
         """Follows the version's vectors and, once they are there, answers with it."""
@@ -199,9 +213,7 @@ class Models:
             texts = Catalog(publishing.behaviors_collection(config.version), config.dims)
         catalogs = [catalog for catalog in (items, texts) if catalog is not None]
         followers = [
-            asyncio.create_task(
-                catalog.follow(self._embedder, lambda: publishing.publish(self._embedder, version))
-            )
+            asyncio.create_task(catalog.follow(self._embedder, lambda: self._restore(version)))
             for catalog in catalogs
         ]
         try:

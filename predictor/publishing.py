@@ -7,7 +7,7 @@ import logging
 
 from foretell import limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
-from foretell.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
+from foretell.errors import FailedPreconditionError, NotFoundError
 from foretell.vectors import to_block
 from predictor.embedder import Embedder
 from predictor.model_dir import EncoderConfig, Version
@@ -69,8 +69,10 @@ async def published(embedder: Embedder, version: Version) -> bool:
 async def publish(embedder: Embedder, version: Version) -> None:
     """Creates the version's collections and gives the items their residuals.
 
-    Repeated, it completes what a crash cut off. Items that the embedder does not have (any more)
-    are left out.
+    Items that the embedder does not have (any more) are left out.
+
+    Raises:
+        AlreadyExistsError: collections of its name are there; see `unpublish`.
     """
     for name, source in _collections(version).items():
         request = pb.CreateCollectionRequest(
@@ -81,10 +83,7 @@ async def publish(embedder: Embedder, version: Version) -> None:
                 normalize=version.projection.normalize,
             ),
         )
-        with contextlib.suppress(AlreadyExistsError):  # from a publication before
-            await embedder.call(
-                embedder.stub.CreateCollection, request, CALL_S, wait_for_ready=True
-            )
+        await embedder.call(embedder.stub.CreateCollection, request, CALL_S, wait_for_ready=True)
     rows = max(1, min(limits.BATCH, CHUNK_BYTES // (4 * version.config.dims)))
     absent = 0
     for begin in range(0, len(version.item_ids), rows):

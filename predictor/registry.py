@@ -233,9 +233,9 @@ def activate(connection: sqlite3.Connection, version: str) -> Activation:
     return active(connection)
 
 
-def set_published(connection: sqlite3.Connection, version: str) -> None:
-    """Notes that the version's collections are complete in the embedder."""
-    connection.execute("UPDATE models SET published = 1 WHERE version = ?", (version,))
+def set_published(connection: sqlite3.Connection, version: str, published: bool) -> None:
+    """Notes whether the version's collections are complete in the embedder."""
+    connection.execute("UPDATE models SET published = ? WHERE version = ?", (published, version))
 
 
 def check_deletable(connection: sqlite3.Connection, version: str) -> None:

@@ -1,5 +1,6 @@
 """Versions: registered, activated in every process, rolled back, deleted."""
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import numpy as np
 import pytest
 
 from foretell import Client
@@ -17,9 +19,11 @@ from foretell.errors import ForetellError, from_rpc_error
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import model_service_pb2 as model_pb
 from foretell.predictor.v1 import prediction_service_pb2 as pb
+from foretell.projection import AffineLayer, Projection
 from foretell.types import Item
-from predictor import model_dir
+from predictor import model_dir, registry
 from predictor.__main__ import main as predictor_main
+from predictor.database import open_database
 from predictor.model_dir import EncoderConfig
 from serving.process import ServiceProcess
 
@@ -208,6 +212,10 @@ def test_a_restarted_process_serves_the_active_version(
     assert answer.model_version == "one"
     assert answer.fallback_reason == pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
     assert len(answer.behavior_types) == 3
+    request = model_pb.ActivateModelRequest(version="one")
+    late = refused(lambda: alone.models.ActivateModel(request, timeout=1))
+    assert (late.code, late.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "TOO_SLOW")
+    assert f"the embedder at {absent}" in late.message
     clean(stubs, client)
 
 
@@ -228,9 +236,9 @@ def test_collections_that_the_embedder_lost_are_published_anew(
 
 def test_a_publication_cut_off_by_kill_9_is_completed(
     start_predictor: Start, connect: Connect, make_version: Make, register: Register,
-    client: Client, catalogue_embedder: ServiceProcess,
+    client: Client, catalogue_embedder: ServiceProcess, tmp_path: Path,
 ) -> None:  # fmt: skip
-    """What is left of it: a collection without residuals, and no active row."""
+    """What is left of it: a collection without residuals, and a row that says so."""
     directory = make_version("one")
     register(directory)
     service = start_predictor(catalogue_embedder.address)
@@ -243,9 +251,32 @@ def test_a_publication_cut_off_by_kill_9_is_completed(
     client.create_derived_collection(
         "one.items", source="items", projection=model_dir.load(directory).projection
     )
+    with contextlib.closing(open_database(tmp_path / "data")) as db:
+        db.submit(lambda connection: registry.set_published(connection, "one", False)).result()
     stubs = connect(start_predictor(catalogue_embedder.address).address)
     activate(stubs, "one")
     assert predict(stubs) == whole
+    clean(stubs, client)
+
+
+def test_collections_of_another_model_of_this_name_are_replaced(
+    start_predictor: Start, connect: Connect, make_version: Make, register: Register,
+    client: Client, catalogue_embedder: ServiceProcess, encoder: EncoderConfig,
+) -> None:  # fmt: skip
+    """Left from a predictor whose data directory is gone: other weights, other dimensions."""
+    rng = np.random.default_rng(0)
+    layer = AffineLayer(
+        rng.standard_normal((3, encoder.cols)).astype(np.float32), np.zeros(3, np.float32)
+    )
+    for source in ("items", "behaviors"):
+        client.create_derived_collection(f"three.{source}", source, Projection((layer,)))
+    stubs = connect(start_predictor(catalogue_embedder.address).address)
+    ingest(stubs)
+    register(make_version("three"))
+    activate(stubs, "three")
+    assert len(predict(stubs).items) == 5
+    cols = {each.name: each.cols for each in client.list_collections()}
+    assert cols["three.items"] == cols["three.behaviors"] == 8
     clean(stubs, client)
 
 
