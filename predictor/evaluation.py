@@ -44,7 +44,7 @@ def outputs(model: SequenceModel, targets: Targets, space: Space, history_length
     """What the model says about every context, read exactly as serving reads it."""
     parts = [
         model.predict(history_of(targets, rows, history_length, space.items, space.texts))
-        for rows in batches(len(targets), 1_024)
+        for rows in batches(len(targets))
     ]
     return Outputs(
         np.concatenate([part.type_logits for part in parts]),

@@ -28,7 +28,7 @@ MODEL_TYPES = ("lstm",)
 HALF_LIVES = (10.0, 40.0, 160.0)
 """Of the traces, in events: about the last shopping basket, the last month, the last year."""
 
-_BATCH_TOKENS = 65_536
+_BATCH_TOKENS = 16_384
 """Padded tokens of one forward pass in `predict`: bounds memory, not speed."""
 
 
