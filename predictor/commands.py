@@ -42,6 +42,9 @@ def main(arguments: Sequence[str]) -> int:
         return _complain(error, 2)
     except ForetellError as error:
         return _complain(error, 1)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"error: {error.name} is missing: install foretell-services[train]\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: nothing was written\n")
         return 130

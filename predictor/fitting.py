@@ -26,11 +26,15 @@ from predictor.item_space import ItemSpace
 from predictor.model import NetworkConfig, SequenceNetwork
 from predictor.windows import Batch, Windows
 
-MIN_STEPS = 50
-"""Steps of an epoch that small data are divided into: too few would learn nothing in time."""
+STEPS = 250
+"""Steps of an epoch, about: the contexts of a step grow with the data between the bounds below.
 
-MIN_CONTEXTS = 16
-"""Contexts of a step that small data are not divided below."""
+Fewer leave small data unlearned; more cost large data their time, for a step over a large
+catalogue costs most in the optimizer, whatever it learns from.
+"""
+
+STEP_CONTEXTS = (16, 1_024)
+"""Fewest and most contexts (baskets to be predicted) of a step."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,6 @@ class FitConfig:
     """Decay of the moving average of the weights, which is what is evaluated and kept."""
     clip: float = 5.0
     """Largest norm of the gradient."""
-    batch_contexts: int = 128
-    """Contexts (baskets to be predicted) in a step; fewer where an epoch would have less than
-    MIN_STEPS of them."""
     batch_tokens: int = 16_384
     """Padded events in a step, at most."""
     basket_power: float = 0.5
@@ -196,7 +197,7 @@ def fit(learner: Learner, train: Events, validate: Validate, *, progress: bool) 
     config = learner.config
     rng = np.random.default_rng(config.seed)
     windows = Windows(train, config.history_length, config.basket_power)
-    size = max(MIN_CONTEXTS, min(config.batch_contexts, int(windows.contexts.sum()) // MIN_STEPS))
+    size = int(np.clip(windows.contexts.sum() // STEPS, *STEP_CONTEXTS))
     steps = config.epochs * windows.steps(size, config.batch_tokens)
     optimizer = torch.optim.AdamW(
         learner.parameters(),

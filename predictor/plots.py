@@ -10,12 +10,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from predictor import evaluation
+from predictor.data import Targets
 from predictor.fitting import Epoch
 from predictor.history import Ints
 from predictor.metrics import Floats, roc_auc
+from predictor.model import Outputs
 
 MOST_TYPES = 30
-"""Types in a confusion matrix or among ROC curves that can still be told apart: the largest."""
+"""Types in a confusion matrix whose counts can still be read: the most frequent."""
+
+MOST_CURVES = 10
+"""Types among ROC curves that can still be told apart: the most frequent."""
+
+
+def draw(
+    curve: list[Epoch], found: Outputs, targets: Targets, temperature: float
+) -> dict[str, bytes]:
+    """All plots of a training, as PNG by file name; those of types where the targets have any."""
+    images = {"training.png": training_curve(curve)}
+    if (targets.type >= 0).any():
+        scorer = evaluation.type_scorer(found, temperature)
+        probabilities, true = evaluation.line_probabilities(scorer, targets)
+        names = targets.events.behavior_types
+        confusion = np.array(
+            evaluation.measure_types(scorer, targets)["confusion_matrix"], np.int64
+        )
+        images["confusion_matrix.png"] = confusion_matrix(confusion, names)
+        images["roc.png"] = roc_curves(probabilities, true, names)
+    return images
 
 
 def training_curve(curve: Sequence[Epoch]) -> bytes:
@@ -39,7 +62,7 @@ def training_curve(curve: Sequence[Epoch]) -> bytes:
 
 def confusion_matrix(confusion: NDArray[np.int64], behavior_types: Sequence[str]) -> bytes:
     """Counts of (true, predicted) types, coloured by share of the true type."""
-    kept = _largest(confusion.sum(axis=1))
+    kept = _largest(confusion.sum(axis=1), MOST_TYPES)
     counts = confusion[np.ix_(kept, kept)]
     names = [behavior_types[code] for code in kept]
     size = 2.5 + 0.7 * len(kept)
@@ -61,7 +84,8 @@ def roc_curves(probabilities: Floats, true: Ints, behavior_types: Sequence[str])
     """A ROC curve per type against all others."""
     figure = Figure(figsize=(5.5, 5), layout="constrained")
     axes = figure.subplots()
-    for code in _largest(np.bincount(true[true >= 0], minlength=len(behavior_types))):
+    counts = np.bincount(true[true >= 0], minlength=len(behavior_types))
+    for code in _largest(counts, MOST_CURVES):
         positive = true == code
         area = roc_auc(probabilities[:, code], positive)
         if area is None:
@@ -90,9 +114,9 @@ def roc_points(
     return false_rate, true_rate
 
 
-def _largest(counts: NDArray[np.int64]) -> Ints:
-    """The MOST_TYPES types with the largest counts, in their own order."""
-    kept: Ints = np.sort(np.argsort(-counts, kind="stable")[:MOST_TYPES])
+def _largest(counts: NDArray[np.int64], most: int) -> Ints:
+    """The `most` types with the largest counts, in their own order."""
+    kept: Ints = np.sort(np.argsort(-counts, kind="stable")[:most])
     return kept
 
 

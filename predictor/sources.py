@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from foretell import Client
-from foretell.errors import FailedPreconditionError, InvalidArgumentError
+from foretell.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+)
 from foretell.importing import EventColumns, EventReader, ItemReader, Reader, Target, TargetReader
 from foretell.types import Item
 from foretell.vectors import Vectors
@@ -251,10 +256,24 @@ def encode(texts: Sequence[str], cols: int, client: Client, *, progress: bool = 
     with tqdm(total=len(distinct), desc="encode", unit="texts", disable=not progress) as bar:
         for begin in range(0, len(distinct), EMBED_TEXTS):
             batch = distinct[begin : begin + EMBED_TEXTS]
-            result = client.embed(batch, timeout_s=EMBED_TIMEOUT_S)
-            if result.failures:
-                raise result.failures[0].error
-            found[begin : begin + len(batch)] = result.vectors
+            found[begin : begin + len(batch)] = _embed(batch, client)
             bar.update(len(batch))
     rows = np.array([position.get(text, len(distinct)) for text in texts], np.int64)
     return found[rows] if len(rows) else np.zeros((0, cols), np.float32)
+
+
+def _embed(texts: Sequence[str], client: Client) -> Vectors:
+    """One call; waits while the embedder has too much to do for others."""
+    deadline = time.monotonic() + EMBED_TIMEOUT_S
+    while True:
+        try:
+            result = client.embed(texts, timeout_s=max(1.0, deadline - time.monotonic()))
+        except ResourceExhaustedError as error:
+            pause = error.retry_after_s or 1.0
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            continue
+        if result.failures:
+            raise result.failures[0].error
+        return result.vectors

@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
-from predictor import baselines, calibration, evaluation, model_dir, plots
+from predictor import baselines, calibration, evaluation, model_dir
 from predictor.data import Split, SplitKind, Targets, default_split, history_of, repeat_share, split
 from predictor.evaluation import Space
 from predictor.fitting import Epoch, FitConfig, Learner, fit, new_learner
 from predictor.history import HistoryBatch
 from predictor.item_space import Whitening
 from predictor.metrics import item_metrics
-from predictor.model import MODEL_TYPES, Outputs
+from predictor.model import MODEL_TYPES
 from predictor.model_dir import TrainedVersion, VersionConfig
-from predictor.own_text import next_type, own_text
 from predictor.sources import Dataset
 
 TEXT_DIMS = 128
@@ -96,6 +95,9 @@ def train(
         InvalidArgumentError: the data cannot train a model, or `out` exists or its name is no
             version name.
     """
+    # Of the extra `train`, which serving does without; here, so that it is missed at once.
+    from predictor import own_text, plots
+
     begin = time.monotonic()
     protocol = protocol or Protocol()
     config = replace(config or FitConfig(), seed=protocol.seed)
@@ -122,9 +124,11 @@ def train(
         ),
     }
     if not dataset.events.has_items:
-        report["own_text"] = own_text(dataset, protocol.test_share, protocol.seed)
+        report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
         measured = {"model": report["types"][model_type], "majority": report["types"]["majority"]}
-        report["next_type"] = next_type(network, space, part, measured, length, protocol.seed)
+        report["next_type"] = own_text.next_type(
+            network, space, part, measured, length, protocol.seed
+        )
     version = VersionConfig(
         version=name,
         model_type=model_type,
@@ -158,7 +162,7 @@ def train(
                 "history.json": [asdict(epoch) for epoch in fitted.curve],
                 "lineage.json": _lineage(dataset, config, begin),
             },
-            _plots(fitted.curve, on_test, part.test, type_temperature),
+            plots.draw(fitted.curve, on_test, part.test, type_temperature),
         ),
     )
     return Trained(name, out, report)
@@ -284,19 +288,3 @@ def peak_memory_bytes() -> int:
     """The most memory that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def _plots(
-    curve: list[Epoch], found: Outputs, targets: Targets, temperature: float
-) -> dict[str, bytes]:
-    images = {"training.png": plots.training_curve(curve)}
-    if (targets.type >= 0).any():
-        scorer = evaluation.type_scorer(found, temperature)
-        probabilities, true = evaluation.line_probabilities(scorer, targets)
-        names = targets.events.behavior_types
-        confusion = np.array(
-            evaluation.measure_types(scorer, targets)["confusion_matrix"], np.int64
-        )
-        images["confusion_matrix.png"] = plots.confusion_matrix(confusion, names)
-        images["roc.png"] = plots.roc_curves(probabilities, true, names)
-    return images
