@@ -1,4 +1,4 @@
-"""Health probe for containers: `python -m serving.probe HOST:PORT [SERVICE]`, status 0 if SERVING."""
+"""Health probe of containers: `python -m serving.probe HOST:PORT [SERVICE]`; 0 if SERVING."""
 
 import sys
 
