@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one of the commands and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        result: dict[str, Any] = options.run(options)
+        with _terminable():
+            result: dict[str, Any] = options.run(options)
     except InvalidArgumentError as error:
         return _complain(error, 2)
     except ForetellError as error:
@@ -51,6 +54,20 @@ def main(arguments: Sequence[str]) -> int:
     text = json.dumps(result, ensure_ascii=False) if options.json else options.show(result)
     sys.stdout.write(text + "\n")
     return 0
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that an embedder that it started is stopped."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(error: ForetellError, status: int) -> int:
@@ -131,8 +148,8 @@ def _add_data(command: argparse.ArgumentParser) -> None:
                       help=f"default: {Protocol.test_share}")  # fmt: skip
     data.add_argument("--seed", type=int, metavar="N", help=f"default: {Protocol.seed}")
     texts = command.add_argument_group("text vectors")
-    texts.add_argument("--embedder", metavar="HOST:PORT",
-                       help="default: one that is started for this command")  # fmt: skip
+    texts.add_argument("--embedder", metavar="HOST:PORT", help="default: one that is started for "
+                       "this command; with --store the predictor's own")  # fmt: skip
     texts.add_argument("--encoder", metavar="NAME", help="of that one: a Hugging Face id or a "
                        "folder (default: the embedded MiniLM)")  # fmt: skip
     texts.add_argument("--cache-dir", type=Path, default=sources.CACHE_DIR, metavar="DIR",
@@ -228,7 +245,7 @@ def _dataset(options: argparse.Namespace) -> Iterator[Dataset]:
     if options.store and options.items:
         raise InvalidArgumentError("--items goes with --events; a store's items are --embedder's")
     if options.store and not options.embedder:
-        raise InvalidArgumentError("--store needs --embedder, which has the items")
+        options.embedder = PredictorSettings().embedder
     # Files first: a fault in them is told before a process is started.
     source = None
     if options.events:

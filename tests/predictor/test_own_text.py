@@ -154,7 +154,7 @@ def test_a_bad_set_is_told_in_one_line(
     [
         ([], "either --events"),
         (["--events", "a.csv", "--store", "b"], "either --events"),
-        (["--store", "b"], "--embedder"),
+        (["--store", "no-such-folder", "--encoder", "bert"], "--encoder"),
         (["--store", "b", "--items", "c.csv", "--embedder", "x:1"], "--items goes with"),
         (["--events", "does-not-exist.csv"], "does-not-exist.csv"),
     ],

@@ -207,10 +207,11 @@ def test_an_existing_directory_is_told_before_training(
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_training_leaves_nothing(
-    folder: Path, items: Path, events: Path, embedder_address: str
+    folder: Path, items: Path, events: Path, embedder_address: str, sent: signal.Signals
 ) -> None:
-    parent = folder / "killed"
+    parent = folder / f"killed-{sent.name}"
     parent.mkdir()
     command = [sys.executable, "-m", "predictor", "train", "--items", str(items)]
     command += ["--events", str(events), "--out", str(parent / "v"), "--embedder", embedder_address]
@@ -221,7 +222,7 @@ def test_a_killed_training_leaves_nothing(
     for line in process.stderr:
         if "validation" in line:  # it is in the middle of training
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     assert process.wait(30) == 130
     assert "interrupted" in process.stderr.read()
     process.stderr.close()
