@@ -33,7 +33,7 @@ Fewer leave small data unlearned; more cost large data their time, for a step ov
 catalogue costs most in the optimizer, whatever it learns from.
 """
 
-STEP_CONTEXTS = (16, 1_024)
+STEP_CONTEXTS = (16, 256)
 """Fewest and most contexts (baskets to be predicted) of a step."""
 
 
@@ -92,6 +92,12 @@ class Learner(nn.Module):
         self.network = network
         self.space = space
         self.config = config
+        # Items that training never meets stay out of the softmax: as targets of nothing they would
+        # only learn to be nobody's, and could never be found by their text.
+        self.warm_items: Tensor
+        self.register_buffer("warm_items", torch.nonzero(space.warm[:, 0]).squeeze(1), False)
+        self.place: Tensor
+        self.register_buffer("place", torch.cumsum(space.warm[:, 0].long(), 0) - 1, False)
         with torch.no_grad():
             network.query_head.bias.zero_()
             # Popularity, see ItemSpace: from the bias alone, not from the traces as well.
@@ -144,16 +150,15 @@ class Learner(nn.Module):
             vectors = vectors.masked_scatter(by_text.unsqueeze(-1), found.float())
         return vectors
 
-    @staticmethod
-    def _full(queries: Tensor, catalogue: Tensor, row: Tensor, target: Tensor) -> Tensor:
-        """(lines,) cross-entropy over the whole catalogue."""
-        logits = queries @ catalogue.T
-        return logits.float().logsumexp(1)[row] - logits[row, target].float()
+    def _full(self, queries: Tensor, catalogue: Tensor, row: Tensor, target: Tensor) -> Tensor:
+        """(lines,) cross-entropy over all warm items."""
+        logits = queries @ catalogue[self.warm_items].T
+        return logits.float().logsumexp(1)[row] - logits[row, self.place[target]].float()
 
     def _sampled(self, queries: Tensor, row: Tensor, target: Tensor) -> Tensor:
-        """(lines,) cross-entropy over a line's own item and a uniform sample of the others."""
-        size, count = len(self.space.warm), self.config.negatives
-        sample = torch.randint(size, (count,), device=queries.device)
+        """(lines,) cross-entropy over a line's own item and a uniform sample of warm items."""
+        size, count = len(self.warm_items), self.config.negatives
+        sample = self.warm_items[torch.randint(size, (count,), device=queries.device)]
         # Each sampled item stands for size / count others.
         negatives = (queries @ self.space.items(sample).T).float() + math.log(size / count)
         own = (queries[row] * self.space.items(target)).float().sum(1)

@@ -77,10 +77,10 @@ class ItemSpace(nn.Module):
         self.warm: Tensor
         inputs = item_inputs.shape[1]
         self.row_dropout = row_dropout
-        self.register_buffer("item_inputs", torch.from_numpy(item_inputs))
-        self.register_buffer("text_inputs", torch.from_numpy(text_inputs))
+        self.register_buffer("item_inputs", torch.from_numpy(item_inputs), persistent=False)
+        self.register_buffer("text_inputs", torch.from_numpy(text_inputs), persistent=False)
         warm = torch.from_numpy(popularity > 0)
-        self.register_buffer("warm", warm.unsqueeze(1).float())
+        self.register_buffer("warm", warm.unsqueeze(1).float(), persistent=False)
         self.affine = nn.Linear(inputs, dims)
         nn.init.normal_(self.affine.weight, std=0.5 * inputs**-0.5)
         nn.init.zeros_(self.affine.bias)
