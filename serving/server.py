@@ -23,15 +23,43 @@ log = logging.getLogger(__name__)
 Register = Callable[[grpc.aio.Server], Sequence[str]]
 """Adds the servicers to a server and returns the full names of their services."""
 
+SENDING_S = 5.0
+"""After the server's end, how long the last answers may take to leave."""
+
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
     # A second server on a taken port must fail, not share its connections.
     ("grpc.so_reuseport", 0),
     # Clients ping idle connections every 30 s; the default of 5 minutes would call that abuse.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+
+
+class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library is untyped
+    """grpc.health.v1, whose Watch calls can be ended: else they would hold up the server's stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = asyncio.Event()
+
+    def end_watches(self) -> None:
+        """Ends all Watch calls."""
+        self._ended.set()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """Follows a service's status until the server stops."""
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({watching, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            ended.cancel()
+            await asyncio.wait({watching, ended})
+        if not watching.cancelled():
+            watching.result()  # raises what it raised
 
 
 @contextlib.asynccontextmanager
@@ -52,7 +80,7 @@ async def running(
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
     )
     names = ["", *register(server)]
-    servicer = health.aio.HealthServicer()
+    servicer = Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection(
         (*names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), server
@@ -72,6 +100,7 @@ async def running(
         await asyncio.sleep(settings.drain_s)
         stopping = asyncio.ensure_future(server.stop(settings.grace_s))
         await asyncio.sleep(0)  # lets it begin: streams that end now cannot come back
+        servicer.end_watches()
         if end_streams is not None:
             end_streams()
         await stopping
@@ -97,6 +126,11 @@ async def serve(
         sys.stdout.flush()
         await stop.wait()
         log.info("stopping")
+    # The server counts a call as done when its answer is handed over; what sends it may still run,
+    # and would be cut off by the end of the process.
+    sending = asyncio.all_tasks() - {asyncio.current_task()}
+    if sending:
+        await asyncio.wait(sending, timeout=SENDING_S)
     log.info("stopped")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -64,7 +65,8 @@ class ServiceSettings(BaseSettings):
 
     def describe(self) -> str:
         """One line for the log; secrets are masked by their type."""
-        return " ".join(f"{name}={value}" for name, value in self)
+        shown = ((name, value.value if isinstance(value, Enum) else value) for name, value in self)
+        return " ".join(f"{name}={value}" for name, value in shown)
 
 
 Settings = TypeVar("Settings", bound=ServiceSettings)

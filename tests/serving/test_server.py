@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import UnavailableError
-from serving.server import running
+from serving.server import OPTIONS, running
 from serving.settings import ServiceSettings
 
 NAME = "foretell.embedder.v1.EmbedderService"
@@ -93,6 +93,37 @@ async def test_open_streams_do_not_hold_up_the_stop() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await call.read()
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_health_watches_do_not_hold_up_the_stop() -> None:
+    serving = running(settings(grace_s=3_600), a_servicer().register)
+    address = await serving.__aenter__()
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await asyncio.wait_for(serving.__aexit__(None, None, None), 10)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await watch.read() is grpc.aio.EOF
+
+
+async def test_pings_of_an_idle_client_are_no_abuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time runs 100 times faster: pings each 0.3 s where the server allows one each 0.1 s."""
+    fast = [(name, 100 if name.endswith("_ms") else value) for name, value in OPTIONS]
+    monkeypatch.setattr("serving.server.OPTIONS", fast)
+    pings = [
+        ("grpc.keepalive_time_ms", 300),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with (
+        running(settings(), a_servicer().register) as address,
+        grpc.aio.insecure_channel(address, options=pings) as channel,
+    ):
+        await channel.channel_ready()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                channel.wait_for_state_change(grpc.ChannelConnectivity.READY), timeout=3
+            )
 
 
 async def test_while_draining_health_says_not_serving() -> None:
