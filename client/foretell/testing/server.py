@@ -31,7 +31,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
     # Two servers must never share a port and halve each other's calls.
     ("grpc.so_reuseport", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
