@@ -221,7 +221,7 @@ class Reader(Generic[T]):
 
     def _check_columns(self) -> None:
         counts = Counter(self.columns)
-        double = [name for name, n in counts.items() if n > 1]
+        double = [name or "without a name" for name, n in counts.items() if n > 1]
         if double:
             raise bad_file(self.path, f"has more than one column {', '.join(double)}")
         missing = [name for name in self.required if name not in counts]

@@ -263,21 +263,25 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        [],
-        ["unknown"],
-        ["predict"],
-        ["predict", "ann", "--repeats", "maybe"],
-        ["models", "--timeout", "0"],
-        ["models", "--timeout", "soon"],
+        ([], "required: COMMAND"),
+        (["unknown"], "invalid choice: "),
+        (["predict"], "required: USER"),
+        (["predict", "ann", "--repeats", "maybe"], "argument --repeats: invalid"),
+        (["models", "--timeout", "0"], "'0' is no number of seconds greater than 0"),
+        (["models", "--timeout", "soon"], "'soon' is no number of seconds greater than 0"),
     ],
 )
-def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
-    assert "usage: foretell" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: foretell" in err
+    assert message in err
 
 
 def test_interruption_is_no_stack_trace(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

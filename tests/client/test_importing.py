@@ -254,6 +254,7 @@ def test_rejects_never_overwrite_the_file_itself(tmp_path: Path) -> None:
         ("user_id,behavior_type\n", "columns behavior_text or item_id are missing"),
         ("user_id;behavior_type;item_id\n", "must be separated by commas"),
         ("user_id,behavior_type,item_id,user_id\n", "more than one column user_id"),
+        ("user_id,behavior_type,item_id,,\n", "more than one column without a name"),
         ("user_id,behavior_type,item_id,\n", "column name '' is no attribute's name"),
         (f"user_id,behavior_type,item_id,{'n' * 65}\n", "is no attribute's name"),
         (
