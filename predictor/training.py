@@ -226,7 +226,7 @@ def _fit(
         found = evaluation.outputs(learner.network, part.validation, vectors, config.history_length)
         shown: dict[str, float] = {}
         score = 0.0
-        if (part.validation.type >= 0).any():
+        if len(train.behavior_types) > 1 and (part.validation.type >= 0).any():
             types = evaluation.measure_types(evaluation.type_scorer(found, 1.0), part.validation)
             shown = {"type_accuracy": types["accuracy"], "type_log_loss": types["log_loss"]}
             score = -types["log_loss"]
