@@ -21,9 +21,12 @@ $(READY): constraints.txt pyproject.toml client/pyproject.toml
 	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e client -e '.[$(EXTRA),demo]' --group dev
 	@touch $@
 
+# Through the environment, so that any file name will do.
+export ITEMS EVENTS
+
 demo: $(READY) ## data, training, predictions, a report in out/demo (FULL=1; ITEMS=... EVENTS=...)
 	$(BIN)/python -m serving.demo run $(if $(FULL),--full) \
-	    $(if $(ITEMS),--items '$(ITEMS)') $(if $(EVENTS),--events '$(EVENTS)')
+	    $(if $(ITEMS),--items "$$ITEMS") $(if $(EVENTS),--events "$$EVENTS")
 
 serve: $(READY) ## both services on their default ports over the demo's data and model
 	$(BIN)/python -m serving.demo serve

@@ -21,7 +21,8 @@ FACTOR = (-3.0, 3.0)
 probabilities say nothing or everything."""
 
 SHRINKAGE = 20.0
-"""Lines that it takes to move a type's bias by about one: rare types stay where they were."""
+"""Lines that it takes to move a type's bias, or the logarithm of a temperature, by about one: rare
+types stay where they were, and a few lucky lines make nothing certain."""
 
 
 def type_calibration(found: Outputs, targets: Targets) -> tuple[float, NDArray[np.float32]]:
@@ -42,10 +43,10 @@ def type_calibration(found: Outputs, targets: Targets) -> tuple[float, NDArray[n
         scale, biases = float(np.exp(parameters[0])), parameters[1:]
         probabilities = softmax(logits * np.float32(scale) + biases.astype(np.float32))
         own = probabilities[lines, true]
-        value = -np.log(np.maximum(own, 1e-38)).sum() + SHRINKAGE / 2 * (biases**2).sum()
+        value = -np.log(np.maximum(own, 1e-38)).sum() + SHRINKAGE / 2 * (parameters**2).sum()
         error = probabilities.astype(np.float64)
         error[lines, true] -= 1
-        of_scale = (error * logits).sum() * scale
+        of_scale = (error * logits).sum() * scale + SHRINKAGE * parameters[0]
         return value, np.append(of_scale, error.sum(axis=0) + SHRINKAGE * biases)
 
     bounds = [FACTOR] + [(None, None)] * types
@@ -89,11 +90,12 @@ def _candidates(
 
 
 def _temperature(logits: Floats, true: Ints) -> float:
-    """Minimises the negative log likelihood of softmax(logits / temperature)."""
+    """Minimises the regularised negative log likelihood of softmax(logits / temperature)."""
     lines = np.arange(len(true))
 
     def loss(log_temperature: float) -> float:
         own = softmax(logits, float(np.exp(log_temperature)))[lines, true]
-        return float(-np.log(np.maximum(own, 1e-38)).mean())
+        value = -np.log(np.maximum(own, 1e-38)).sum() + SHRINKAGE / 2 * log_temperature**2
+        return float(value)
 
     return float(np.exp(minimize_scalar(loss, bounds=FACTOR, method="bounded").x))

@@ -102,13 +102,16 @@ class Fallback:
 
     async def existing(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that the catalogue has, as far as is known."""
-        if self._catalog is not None:
-            return [item_id for item_id in ids if item_id in self._catalog]
+        catalog = self._catalog
+        # What is not in memory may have been upserted a moment ago: the embedder knows.
+        unknown = [item_id for item_id in ids if catalog is None or item_id not in catalog]
+        if not unknown:
+            return list(ids)
         try:
             async with self._patience.waiting():
-                missing = await self._retrieval.missing(ids)
+                missing = await self._retrieval.missing(unknown)
         except ForetellError:
-            return list(ids)
+            missing = set() if catalog is None else set(unknown)
         return [item_id for item_id in ids if item_id not in missing]
 
     async def _add_counted(

@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share. Real services run once per session."""
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def embedder_address(tmp_path_factory: pytest.TempPathFactory, embedder_log: Pat
     arguments = ["--port", "0", "--data-dir", str(data)]
     with started("embedder", arguments, log=embedder_log) as service:
         yield service.address
+
+
+@pytest.fixture
+def free_ports() -> tuple[int, int]:
+    """Two ports that nobody listens on: for commands that cannot say which one they got."""
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]
 
 
 @pytest.fixture

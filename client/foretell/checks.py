@@ -318,15 +318,16 @@ def one_row_each(rows: int, number: int) -> None:
 
 
 def finite_row(vectors: Vectors, field: str) -> Callable[[object, int], None]:
-    """A check for `split` over the rows of a matrix."""
-    finite = np.asarray(np.isfinite(vectors).all(axis=1))
+    """A check for `split` over the rows of a matrix: finite numbers, none too large to multiply."""
+    good = np.asarray((np.abs(vectors) <= limits.VALUE).all(axis=1))  # false for NaN
 
     def check(_: object, index: int) -> None:
-        if not finite[index]:
+        if not good[index]:
             raise InvalidArgumentError(
-                f"{field}[{index}] has numbers that are not finite",
+                f"{field}[{index}] has numbers that are not finite or beyond {limits.VALUE:g}",
                 reason="NOT_FINITE",
                 field=f"{field}[{index}]",
+                metadata={"limit": f"{limits.VALUE:g}"},
             )
 
     return check

@@ -41,6 +41,9 @@ COLLECTIONS: Final = 256
 COLS: Final = 4_096
 """Dimensions of a vector."""
 
+VALUE: Final = 1e9
+"""Magnitude of a number in a vector: products of such vectors are far from float32's end, 3e38."""
+
 LAYERS: Final = 8
 """Affine layers of a derived collection."""
 

@@ -84,7 +84,8 @@ def from_derived(message: pb.DerivedCollection, cols_in: int) -> Projection:
 
     Raises:
         InvalidArgumentError: no or too many layers, shapes that do not fit one another or the
-            source, an unknown activation, numbers that are not finite.
+            source, an unknown activation, numbers that are not finite or so large that a vector
+        could overflow.
     """
     if not 1 <= len(message.layers) <= limits.LAYERS:
         raise InvalidArgumentError(
@@ -93,9 +94,18 @@ def from_derived(message: pb.DerivedCollection, cols_in: int) -> Projection:
             field="derived.layers",
         )
     layers = []
+    largest = 1.0  # of a number in a text vector, whose length is at most 1
     for position, layer in enumerate(message.layers):
-        layers.append(_read_layer(layer, f"derived.layers[{position}]", cols_in))
+        field = f"derived.layers[{position}]"
+        layers.append(_read_layer(layer, field, cols_in))
         cols_in = len(layers[-1].bias)
+        largest = _largest_output(layers[-1], largest)
+        if largest > limits.VALUE:
+            raise InvalidArgumentError(
+                f"{field} can give numbers of {largest:.1e}; up to {limits.VALUE:g} are allowed",
+                reason="BAD_PROJECTION",
+                field=f"{field}.weight",
+            )
     return Projection(tuple(layers), message.normalize)
 
 
@@ -118,6 +128,12 @@ def _read_layer(layer: pb.AffineLayer, field: str, cols_in: int) -> AffineLayer:
     except ValueError:
         raise fault(f"{field}.activation {layer.activation} is unknown", "activation") from None
     return AffineLayer(weight, bias[0], activation)
+
+
+def _largest_output(layer: AffineLayer, largest_input: float) -> float:
+    """A bound of a layer's output: no activation makes a number larger."""
+    weight, bias = np.abs(layer.weight, dtype=np.float64), np.abs(layer.bias, dtype=np.float64)
+    return float((weight.sum(axis=1) * largest_input + bias).max())
 
 
 def _activate(x: Vectors, activation: Activation) -> Vectors:

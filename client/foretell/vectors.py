@@ -34,7 +34,8 @@ def to_block(
         raise InvalidArgumentError(
             f"element_type {element_type} is none of FLOAT32, FLOAT16", field="element_type"
         )
-    matrix = np.ascontiguousarray(vectors, dtype=_DTYPES[element_type])
+    with np.errstate(over="ignore"):  # beyond float16: infinite, which the service refuses
+        matrix = np.ascontiguousarray(vectors, dtype=_DTYPES[element_type])
     if matrix.ndim != 2:
         raise InvalidArgumentError(
             f"vectors must have shape (rows, cols), not {matrix.shape}", field="vectors"

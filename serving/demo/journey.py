@@ -63,6 +63,10 @@ class Demo:
             shutil.rmtree(self.folder / old, ignore_errors=True)
         with self._step("prepare the data"):
             files = self._files(events, items, full=full)
+            # A file that cannot be read is told before anything is started.
+            EventReader(files.events)
+            if files.items is not None:
+                ItemReader(files.items)
         with contextlib.ExitStack() as running:
             with self._step("start the services"):
                 embedder = running.enter_context(_embedder(self.folder))

@@ -167,6 +167,14 @@ def test_faults_are_named(what: str, field: str) -> None:
     assert caught.value.field == field
 
 
+def test_layers_that_could_overflow_together_are_refused() -> None:
+    grow = AffineLayer(np.full((2, 2), 500, np.float32), np.zeros(2, np.float32))
+    assert from_derived(derived(Projection((grow,) * 3)), 2).cols == 2  # 1,000 ** 3
+    with pytest.raises(InvalidArgumentError, match=r"1\.0e\+12") as caught:
+        from_derived(derived(Projection((grow,) * 4)), 2)
+    assert caught.value.field == "derived.layers[3].weight"
+
+
 def test_eight_layers_are_the_most() -> None:
     deepest = Projection((layer(2, 2),) * limits.LAYERS)
     assert len(from_derived(derived(deepest), 2).layers) == limits.LAYERS

@@ -136,6 +136,11 @@ KIND_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "BAD_PROJECTION",
         "derived.layers[0].weight",
     ),
+    "overflow": (
+        {"derived": derived("items", layer(np.full((4, COLS), 1e8)))},
+        "BAD_PROJECTION",
+        "derived.layers[0].weight",
+    ),
     "activation": (
         {"derived": derived("items", layer(np.eye(4, COLS), activation=pb.ACTIVATION_UNSPECIFIED))},
         "BAD_PROJECTION",

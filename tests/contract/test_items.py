@@ -324,10 +324,13 @@ def test_of_rows_with_the_same_id_the_last_one_stands(services: Services, vector
 def test_faulty_rows_are_named_and_the_others_written(
     services: Services, failed: Failed, vectors: str
 ) -> None:
-    rows = [[1, 2, 3], [np.nan, 0, 0], [0, np.inf, 0], [0, 0, -np.inf], [0, 0, 0], [0, 0, 0]]
+    rows = [
+        [1e9, 2, 3], [np.nan, 0, 0], [0, np.inf, 0], [0, 0, -np.inf], [0, 0, 0], [0, 0, 0],
+        [0, 3e38, 0],
+    ]  # fmt: skip
     block = to_block(np.array(rows, np.float32))
     request = pb.PutVectorsRequest(
-        collection=vectors, ids=["a", "b", "c", "d", "", "e" * 129], vectors=block
+        collection=vectors, ids=["a", "b", "c", "d", "", "e" * 129, "f"], vectors=block
     )
     answer = services.embedder.PutVectors(request)
     assert answer.written == 1
@@ -337,6 +340,7 @@ def test_faulty_rows_are_named_and_the_others_written(
         3: (INVALID, "NOT_FINITE", "vectors[3]"),
         4: (INVALID, "EMPTY_ID", "ids[4]"),
         5: (INVALID, "TOO_LONG", "ids[5]"),
+        6: (INVALID, "NOT_FINITE", "vectors[6]"),
     }
     assert ids_of(services, vectors) == ["a"]
 

@@ -53,6 +53,13 @@ def test_a_type_that_hardly_comes_keeps_its_bias() -> None:
     assert np.ptp(biases) < 1.5  # the likelihood alone would send it to minus infinity
 
 
+def test_a_few_lucky_lines_make_nothing_certain() -> None:
+    logits = np.tile(np.array([1, 0, 0], np.float32), (10, 1))
+    true = np.zeros(10, np.int64)  # right each time: the likelihood alone would want certainty
+    temperature, biases = type_calibration(Outputs(logits, logits), targets(true + NONE, true))
+    assert softmax(logits + biases, temperature)[0, 0] < 0.9
+
+
 def test_without_targets_nothing_is_changed() -> None:
     none = np.full(3, NONE)
     found = Outputs(np.ones((3, 3), np.float32), np.ones((3, 2), np.float32))

@@ -121,7 +121,10 @@ class VectorBlock(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     COLS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """rows * cols * (4 or 2) bytes. Limit: 64 MiB with the whole message."""
+    """rows * cols * (4 or 2) bytes. Limit: 64 MiB with the whole message. Numbers
+    of vectors are finite and of a magnitude up to 1e9; others are a fault of
+    their row.
+    """
     element_type: Global___ElementType.ValueType
     """Format of the numbers in `data`."""
     rows: _builtins.int

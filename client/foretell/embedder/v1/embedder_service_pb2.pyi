@@ -290,7 +290,7 @@ class PutVectorsRequest(_message.Message):
 
     @_builtins.property
     def vectors(self) -> _common_pb2.VectorBlock:
-        """Finite numbers; cols must be the collection's dimensions."""
+        """Numbers up to a magnitude of 1e9; cols must be the collection's dimensions."""
 
     def __init__(
         self,
@@ -823,7 +823,9 @@ class DerivedCollection(_message.Message):
     """Whether vectors are scaled to length 1 at the end (zero stays zero)."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AffineLayer]:
-        """Applied in order. Limit: 1 to 8 layers."""
+        """Applied in order; for text vectors, whose length is at most 1, no number may
+        pass 1e9 in between. Limit: 1 to 8 layers.
+        """
 
     def __init__(
         self,
