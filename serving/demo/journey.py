@@ -84,9 +84,11 @@ class Demo:
                 profiles = _profiles(client, reader)
                 step.append(f"{PROFILES} users")
             info = client.predictor_info()
-            self.peak_memory_mb |= {
+            lineage = json.loads((self._version / "lineage.json").read_text())
+            self.peak_memory_mb = {
                 "embedder": _peak_mb(embedder),
                 "predictor": _peak_mb(predictor),
+                "training": lineage["peak_memory_bytes"] / 2**20,
             }
         report = Report(
             title=files.title,

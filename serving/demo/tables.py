@@ -31,7 +31,7 @@ def evaluation_tables(metrics: dict[str, Any]) -> list[EvaluationTable]:
     protocol = metrics["protocol"]
     split = (
         f"split: {protocol['split']}; {protocol['train_events']:,} events to train on, "
-        f"{protocol['test_contexts']:,} users or rows to test with"
+        f"{protocol['test_contexts']:,} histories to test with"
     )
     tables = []
     if "items" in metrics:
