@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.metadata
 import logging
@@ -110,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server.configure_logging(PROGRAM)
     log.info("settings: %s", settings.describe())
     try:
-        asyncio.run(run(settings))
+        server.run_to_end(run(settings))
     except FailedPreconditionError as error:
         sys.stderr.write(f"{PROGRAM}: {error.message}\n")
         return 2

@@ -28,7 +28,7 @@ from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PredictorSettings
 from serving import settings as service_settings
-from serving.server import Register, configure_logging, serve
+from serving.server import Register, configure_logging, run_to_end, serve
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     configure_logging("predictor")
     settings = service_settings.load(PredictorSettings, arguments, "python -m predictor")
     log.info("settings: %s", settings.describe())
-    asyncio.run(_serve(settings))
+    run_to_end(_serve(settings))
     return 0
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -126,12 +126,24 @@ async def serve(
         sys.stdout.flush()
         await stop.wait()
         log.info("stopping")
-    # The server counts a call as done when its answer is handed over; what sends it may still run,
-    # and would be cut off by the end of the process.
-    sending = asyncio.all_tasks() - {asyncio.current_task()}
-    if sending:
-        await asyncio.wait(sending, timeout=SENDING_S)
     log.info("stopped")
+
+
+def run_to_end(service: Coroutine[Any, Any, None]) -> None:
+    """Runs a service, which calls `serve`, to its end and until its last answers have left.
+
+    The server counts a call as done when its answer is handed over; what sends it may still run,
+    and would be cut off by the end of the process. What the service itself had running has ended
+    by then.
+    """
+
+    async def whole() -> None:
+        await service
+        sending = asyncio.all_tasks() - {asyncio.current_task()}
+        if sending:
+            await asyncio.wait(sending, timeout=SENDING_S)
+
+    asyncio.run(whole())
 
 
 def configure_logging(program: str) -> None:

@@ -156,13 +156,13 @@ class Demo:
     def _command(self, *arguments: str | Path) -> str:
         """Runs `python -m predictor ARGUMENTS`; its progress goes to this terminal."""
         command = [sys.executable, "-m", "predictor", *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            printed, _ = process.communicate()
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                printed, _ = process.communicate()
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                raise
         if process.returncode:
             raise RuntimeError(f"python -m predictor {arguments[0]} failed")
         return printed

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,10 @@ def test_interrupt_stops_both_services(files: tuple[Path, Path], tmp_path: Path)
     )  # fmt: skip
     with process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if "train" in line:  # both services run by then
-                break
-        assert len(processes(out)) >= 3
+        deadline = time.monotonic() + 60
+        while len(processes(out)) < 4:  # the demo, both services and the training
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(60) == 130, rest
