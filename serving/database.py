@@ -18,10 +18,9 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from foretell import limits
+from foretell import checks, limits
 from foretell.errors import (
     FailedPreconditionError,
-    InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -268,11 +267,7 @@ def first_answer(
     if row is None:
         return None
     if row[0] != _digest(request):
-        raise InvalidArgumentError(
-            f"request_id {_request_id(request)!r} came with another request before",
-            reason="REQUEST_ID_REUSED",
-            field="request_id",
-        )
+        raise checks.request_id_reused(_request_id(request))
     return response_type.FromString(row[1])
 
 

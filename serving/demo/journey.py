@@ -75,13 +75,13 @@ class Demo:
                 running.enter_context(client)
             if files.items is not None:
                 self._import_items(client, files.items)
-            reader = self._import_events(client, files.events)
+            events_of = self._import_events(client, files.events)
             metrics = self._train(files, embedder.address)
             with self._step("register and activate the model"):
                 self._command("register", self._version, "--data-dir", _data(self.folder))
                 client.activate_model(VERSION, timeout_s=120)
             with self._step("predict") as step:
-                profiles = _profiles(client, reader)
+                profiles = _profiles(client, events_of)
                 step.append(f"{PROFILES} users")
             info = client.predictor_info()
             lineage = json.loads((self._version / "lineage.json").read_text())
@@ -128,10 +128,12 @@ class Demo:
             step.append(f"{result.written:,} items; the encoder had to read {read:,} texts")
         self.console.print(str(reader.summary), highlight=False)
 
-    def _import_events(self, client: foretell.Client, path: Path) -> EventReader:
+    def _import_events(self, client: foretell.Client, path: Path) -> Counter[str]:
+        """Returns the number of events of each user."""
         with self._step("ingest the events") as step:
-            columns = EventReader(path, with_attributes=False)
-            total = sum(1 for _ in columns)
+            events = EventReader(path, with_attributes=False)
+            events_of = Counter(event.user_id for event in events)
+            total = events_of.total()
             # Without timestamps the order is the time: up to now, a microsecond apart.
             start = datetime.now(UTC) - timedelta(microseconds=total)
             reader = EventReader(path, start=start)
@@ -139,7 +141,7 @@ class Demo:
                 result = client.import_events(reader, progress=lambda done: _advance(bar, done))
             step.append(f"{result.written:,} events")
         self.console.print(str(reader.summary), highlight=False)
-        return reader
+        return events_of
 
     def _train(self, files: DataFiles, embedder: str) -> dict[str, Any]:
         with self._step("train and evaluate the model"):
@@ -241,10 +243,9 @@ def _peak_mb(service: ServiceProcess) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _profiles(client: foretell.Client, reader: EventReader) -> list[Profile]:
-    """The users with the most events, the first of three even parts of them."""
-    counts = Counter(event.user_id for event in reader)
-    ranked = [user for user, _ in counts.most_common()]
+def _profiles(client: foretell.Client, events_of: Counter[str]) -> list[Profile]:
+    """Of users ordered by their number of events, those at the quartiles."""
+    ranked = [user for user, _ in events_of.most_common()]
     chosen = [ranked[len(ranked) * part // (PROFILES + 1)] for part in range(1, PROFILES + 1)]
     return [_profile(client, user) for user in dict.fromkeys(chosen)]
 
