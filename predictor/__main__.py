@@ -109,7 +109,7 @@ async def _serve(settings: PredictorSettings) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs a command; without one it serves."""
     if arguments and arguments[0] in ("train", "evaluate", "register"):
-        from predictor import commands  # reads in more than serving needs
+        from predictor.learning import commands  # reads in more than serving needs
 
         return commands.main(arguments)
     configure_logging("predictor")

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from foretell.errors import DeadlineExceededError, ForetellError
 from foretell.predictor.v1 import model_service_pb2 as pb
-from predictor import model_dir, publishing, registry
+from predictor import publishing, registry
 from predictor.catalog import Catalog
 from predictor.embedder import Embedder
-from predictor.model_dir import Version
+from predictor.models import model_dir
+from predictor.models.model_dir import Version
 from predictor.processes import Presence
 from serving.database import Database, first_answer, once
 

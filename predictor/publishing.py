@@ -10,7 +10,7 @@ from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError, NotFoundError
 from foretell.vectors import to_block
 from predictor.embedder import Embedder
-from predictor.model_dir import EncoderConfig, Version
+from predictor.models.model_dir import EncoderConfig, Version
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 from foretell.vectors import Vectors
 from predictor.activation import ServedModel
 from predictor.events import EventStore, PastEvent
-from predictor.history import HistoryBatch, history_batch
+from predictor.models.history import HistoryBatch, history_batch
 
 SHARES_HALF_LIFE = 20.0
 """Events after which an event counts half in a user's shares of behavior types."""

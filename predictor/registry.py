@@ -14,7 +14,7 @@ from typing import Any
 
 from foretell.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from foretell.predictor.v1 import model_service_pb2, prediction_service_pb2
-from predictor import model_dir
+from predictor.models import model_dir
 from serving.database import Database
 
 SCHEMA = """

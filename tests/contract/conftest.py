@@ -140,10 +140,11 @@ def _real_predictor(stack: contextlib.ExitStack, folder: Path, embedder: str) ->
 
 def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel:
     """Registers untrained versions, with which everything but their taste can be tested."""
-    from predictor import model_dir, registry
+    from predictor import registry
     from predictor.database import open_database
-    from predictor.history import history_batch
-    from predictor.model import NetworkConfig, SequenceNetwork
+    from predictor.models import model_dir
+    from predictor.models.history import history_batch
+    from predictor.models.sequence import NetworkConfig, SequenceNetwork
 
     def register(version: str, behavior_types: Sequence[str]) -> None:
         with grpc.insecure_channel(embedder_address) as channel:

@@ -19,9 +19,9 @@ from foretell.predictor.v1 import model_service_pb2_grpc as model_grpc
 from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
 from foretell.projection import AffineLayer, Projection
 from predictor.__main__ import main as predictor_main
-from predictor.history import history_batch
-from predictor.model import NetworkConfig, SequenceNetwork
-from predictor.model_dir import EncoderConfig, TrainedVersion, VersionConfig, write
+from predictor.models.history import history_batch
+from predictor.models.model_dir import EncoderConfig, TrainedVersion, VersionConfig, write
+from predictor.models.sequence import NetworkConfig, SequenceNetwork
 from serving.process import ServiceProcess, started
 
 DIMS = 8

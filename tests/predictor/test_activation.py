@@ -21,10 +21,11 @@ from foretell.predictor.v1 import model_service_pb2 as model_pb
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.projection import AffineLayer, Projection
 from foretell.types import Item
-from predictor import model_dir, registry
+from predictor import registry
 from predictor.__main__ import main as predictor_main
 from predictor.database import open_database
-from predictor.model_dir import EncoderConfig
+from predictor.models import model_dir
+from predictor.models.model_dir import EncoderConfig
 from serving.process import ServiceProcess
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from foretell.texts import text_id
 from predictor.database import open_database
 from predictor.events import Clock, EventStore
 from predictor.ingestion import NewEvent, delete_user, ingest
-from predictor.sources import read_store
+from predictor.learning.sources import read_store
 from serving.database import Database
 
 

@@ -17,8 +17,8 @@ from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import model_service_pb2 as model_pb
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.vectors import Vectors, from_block
-from predictor import model_dir
-from predictor.history import history_batch
+from predictor.models import model_dir
+from predictor.models.history import history_batch
 from serving.process import ServiceProcess, started
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from foretell.texts import text_id
 from foretell.vectors import Vectors, to_block
 from predictor.activation import ServedModel
 from predictor.catalog import Catalog
-from predictor.data import history_of, to_events, training_targets
 from predictor.events import PastEvent
-from predictor.history import HistoryBatch
-from predictor.model_dir import EncoderConfig, Version, VersionConfig
+from predictor.learning.data import history_of, to_events, training_targets
+from predictor.models.history import HistoryBatch
+from predictor.models.model_dir import EncoderConfig, Version, VersionConfig
 from predictor.reading import tokens, type_shares
 
 DIMS = 4

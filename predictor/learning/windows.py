@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.data import Events, ragged
-from predictor.history import Ints, gap_buckets
+from predictor.learning.data import Events, ragged
+from predictor.models.history import Ints, gap_buckets
 
 
 @dataclass(frozen=True)

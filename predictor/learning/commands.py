@@ -20,15 +20,16 @@ import torch
 
 from foretell import Client
 from foretell.errors import ForetellError, InvalidArgumentError
-from predictor import evaluation, model_dir, sources, training
-from predictor.data import SPLITS
 from predictor.database import open_database
-from predictor.fitting import FitConfig
-from predictor.model import MODEL_TYPES
+from predictor.learning import evaluation, sources, training
+from predictor.learning.data import SPLITS
+from predictor.learning.fitting import FitConfig
+from predictor.learning.sources import Dataset
+from predictor.learning.training import Protocol
+from predictor.models import model_dir
+from predictor.models.sequence import MODEL_TYPES
 from predictor.registry import register
 from predictor.settings import PredictorSettings
-from predictor.sources import Dataset
-from predictor.training import Protocol
 
 THREADS = 1
 """Of torch. The products of a step are small: a second thread made training a third faster on an

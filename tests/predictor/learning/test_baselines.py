@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from foretell.importing import EventColumns, Target
-from predictor.baselines import item_baselines, type_baselines
-from predictor.data import Events, given_targets, to_events
-from predictor.metrics import Floats, ItemScorer, TypeScorer
+from predictor.learning.baselines import item_baselines, type_baselines
+from predictor.learning.data import Events, given_targets, to_events
+from predictor.learning.metrics import Floats, ItemScorer, TypeScorer
 
 ROWS = [
     # user, second, item, type

@@ -10,12 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from predictor import evaluation
-from predictor.data import Targets
-from predictor.fitting import Epoch
-from predictor.history import Ints
-from predictor.metrics import Floats, roc_auc
-from predictor.model import Outputs
+from predictor.learning import evaluation
+from predictor.learning.data import Targets
+from predictor.learning.fitting import Epoch
+from predictor.learning.metrics import Floats, roc_auc
+from predictor.models.history import Ints
+from predictor.models.sequence import Outputs
 
 MOST_TYPES = 30
 """Types in a confusion matrix whose counts can still be read: the most frequent."""

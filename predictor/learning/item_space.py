@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foretell.projection import AffineLayer, Projection
 from foretell.vectors import Vectors
-from predictor.history import Ints
+from predictor.models.history import Ints
 
 WHITENING = 0.5
 """Power of 1/sd by which principal axes are scaled: half-way between PCA and full whitening."""

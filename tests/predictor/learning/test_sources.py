@@ -18,8 +18,8 @@ from foretell.errors import (
 )
 from foretell.importing import EventColumns
 from foretell.types import EmbedderInfo, EmbedResult, Failure, Item, Timings
-from predictor import sources
-from predictor.sources import Source
+from predictor.learning import sources
+from predictor.learning.sources import Source
 
 
 class Lengths:

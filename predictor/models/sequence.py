@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foretell.vectors import Vectors
-from predictor.history import GAPS, HistoryBatch, Ints, starts
+from predictor.models.history import GAPS, HistoryBatch, Ints, starts
 
 MODEL_TYPES = ("lstm",)
 

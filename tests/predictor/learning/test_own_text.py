@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from predictor import commands, model_dir
+from predictor.learning import commands
+from predictor.models import model_dir
 
 COLUMNS = ["user_id", "behavior_type", "behavior_text"]
 SENTENCES = {

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 
-from predictor.data import Events, Targets, ragged, training_targets
-from predictor.history import Ints
-from predictor.metrics import Floats, ItemScorer, TypeScorer
+from predictor.learning.data import Events, Targets, ragged, training_targets
+from predictor.learning.metrics import Floats, ItemScorer, TypeScorer
+from predictor.models.history import Ints
 
 
 def item_baselines(train: Events) -> dict[str, ItemScorer]:

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from predictor.data import Events
-from predictor.history import Ints
-from predictor.item_space import ItemSpace
-from predictor.model import NetworkConfig, SequenceNetwork
-from predictor.windows import Batch, Windows
+from predictor.learning.data import Events
+from predictor.learning.item_space import ItemSpace
+from predictor.learning.windows import Batch, Windows
+from predictor.models.history import Ints
+from predictor.models.sequence import NetworkConfig, SequenceNetwork
 
 STEPS = 250
 """Steps of an epoch, about, where the bounds below allow: fewer leave small data unlearned."""

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, roc_auc_score
 
 from foretell.importing import EventColumns
-from predictor.data import UNKNOWN, Targets, to_events
-from predictor.metrics import Floats, ItemScorer, item_metrics, roc_auc, type_metrics
+from predictor.learning.data import UNKNOWN, Targets, to_events
+from predictor.learning.metrics import Floats, ItemScorer, item_metrics, roc_auc, type_metrics
 
 ITEMS = 20
 

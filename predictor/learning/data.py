@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns, Target
 from foretell.vectors import Vectors
-from predictor.history import HistoryBatch, Ints, history_batch
+from predictor.models.history import HistoryBatch, Ints, history_batch
 
 SplitKind = Literal["time", "leave-one-out", "random"]
 SPLITS: tuple[SplitKind, ...] = get_args(SplitKind)

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
-from predictor.baselines import item_baselines, type_baselines
-from predictor.data import Events, Split, Targets, history_of
-from predictor.history import Ints
-from predictor.metrics import (
+from predictor.learning.baselines import item_baselines, type_baselines
+from predictor.learning.data import Events, Split, Targets, history_of
+from predictor.learning.metrics import (
     Floats,
     ItemScorer,
     TypeScorer,
@@ -22,9 +21,10 @@ from predictor.metrics import (
     item_metrics,
     type_metrics,
 )
-from predictor.model import Outputs, SequenceModel
-from predictor.model_dir import Version, softmax
-from predictor.sources import Dataset
+from predictor.learning.sources import Dataset
+from predictor.models.history import Ints
+from predictor.models.model_dir import Version, softmax
+from predictor.models.sequence import Outputs, SequenceModel
 
 REPEATS = 0.05
 """Share of repeated purchases in training from which on repeats are answered by default."""

@@ -24,9 +24,9 @@ from foretell.errors import (
 from foretell.importing import EventColumns, EventReader, ItemReader, Reader, Target, TargetReader
 from foretell.types import Item
 from foretell.vectors import Vectors
-from predictor.data import Events, to_events
 from predictor.database import FILE
-from predictor.model_dir import EncoderConfig
+from predictor.learning.data import Events, to_events
+from predictor.models.model_dir import EncoderConfig
 from serving.process import started
 
 T = TypeVar("T")

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from predictor import commands, model_dir, sources, training
-from predictor.data import history_of
-from predictor.fitting import FitConfig
-from predictor.training import Protocol
+from predictor.learning import commands, sources, training
+from predictor.learning.data import history_of
+from predictor.learning.fitting import FitConfig
+from predictor.learning.training import Protocol
+from predictor.models import model_dir
 from serving.process import ServiceProcess
 
 KINDS = ("coffee", "tea", "bread", "cheese", "soap", "pasta", "rice", "juice")

@@ -14,12 +14,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from foretell.errors import InvalidArgumentError
-from predictor.data import Split, training_targets
-from predictor.evaluation import Space, measure_types, outputs, type_scorer
-from predictor.history import Ints
-from predictor.metrics import type_metrics
-from predictor.model import SequenceModel
-from predictor.sources import Dataset
+from predictor.learning.data import Split, training_targets
+from predictor.learning.evaluation import Space, measure_types, outputs, type_scorer
+from predictor.learning.metrics import type_metrics
+from predictor.learning.sources import Dataset
+from predictor.models.history import Ints
+from predictor.models.sequence import SequenceModel
 
 TRAIN_CONTEXTS = 20_000
 """Training rows at most, drawn at random, over which the training accuracy is measured."""

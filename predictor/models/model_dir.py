@@ -34,8 +34,8 @@ from safetensors.numpy import save as save_tensors
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Activation, AffineLayer, Projection
 from foretell.vectors import Vectors
-from predictor.history import GAPS, HistoryBatch, Ints
-from predictor.model import NetworkConfig, SequenceModel, SequenceNetwork
+from predictor.models.history import GAPS, HistoryBatch, Ints
+from predictor.models.sequence import NetworkConfig, SequenceModel, SequenceNetwork
 
 FORMAT = 1
 """Of the directory. A reader refuses any other."""

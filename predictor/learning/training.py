@@ -19,16 +19,25 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
-from predictor import baselines, calibration, evaluation, model_dir
-from predictor.data import Split, SplitKind, Targets, default_split, history_of, repeat_share, split
-from predictor.evaluation import Space
-from predictor.fitting import Epoch, FitConfig, Learner, fit, new_learner
-from predictor.history import HistoryBatch
-from predictor.item_space import Whitening
-from predictor.metrics import item_metrics
-from predictor.model import MODEL_TYPES
-from predictor.model_dir import TrainedVersion, VersionConfig
-from predictor.sources import Dataset
+from predictor.learning import baselines, calibration, evaluation
+from predictor.learning.data import (
+    Split,
+    SplitKind,
+    Targets,
+    default_split,
+    history_of,
+    repeat_share,
+    split,
+)
+from predictor.learning.evaluation import Space
+from predictor.learning.fitting import Epoch, FitConfig, Learner, fit, new_learner
+from predictor.learning.item_space import Whitening
+from predictor.learning.metrics import item_metrics
+from predictor.learning.sources import Dataset
+from predictor.models import model_dir
+from predictor.models.history import HistoryBatch
+from predictor.models.model_dir import TrainedVersion, VersionConfig
+from predictor.models.sequence import MODEL_TYPES
 
 TEXT_DIMS = 128
 """Principal axes of the text vectors that the projection reads: of MiniLM's 384, those beyond
@@ -96,7 +105,7 @@ def train(
             version name.
     """
     # Of the extra `train`, which serving does without; here, so that it is missed at once.
-    from predictor import own_text, plots
+    from predictor.learning import own_text, plots
 
     begin = time.monotonic()
     protocol = protocol or Protocol()

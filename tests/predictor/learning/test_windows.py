@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from foretell.importing import EventColumns
-from predictor.data import Events, to_events
-from predictor.windows import Windows
+from predictor.learning.data import Events, to_events
+from predictor.learning.windows import Windows
 
 
 def random_events(seed: int) -> Events:

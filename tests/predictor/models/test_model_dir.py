@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
-from predictor import model_dir
-from predictor.history import history_batch
-from predictor.model import NetworkConfig, SequenceNetwork
-from predictor.model_dir import EncoderConfig, TrainedVersion, VersionConfig
+from predictor.models import model_dir
+from predictor.models.history import history_batch
+from predictor.models.model_dir import EncoderConfig, TrainedVersion, VersionConfig
+from predictor.models.sequence import NetworkConfig, SequenceNetwork
 
 DIMS, COLS = 4, 6
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from foretell.importing import EventColumns
-from predictor.calibration import item_temperature, type_calibration
-from predictor.data import NONE, Targets, to_events
-from predictor.evaluation import Space
-from predictor.history import Ints
-from predictor.metrics import Floats
-from predictor.model import Outputs
-from predictor.model_dir import softmax
+from predictor.learning.calibration import item_temperature, type_calibration
+from predictor.learning.data import NONE, Targets, to_events
+from predictor.learning.evaluation import Space
+from predictor.learning.metrics import Floats
+from predictor.models.history import Ints
+from predictor.models.model_dir import softmax
+from predictor.models.sequence import Outputs
 
 
 def targets(item: Ints, type_: Ints, items: int = 1) -> Targets:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from predictor.fitting import FitConfig, Learner
-from predictor.history import GAPS, HistoryBatch, gap_buckets, history_batch
-from predictor.item_space import ItemSpace, Whitening
-from predictor.model import NetworkConfig, SequenceNetwork
-from predictor.windows import Batch
+from predictor.learning.fitting import FitConfig, Learner
+from predictor.learning.item_space import ItemSpace, Whitening
+from predictor.learning.windows import Batch
+from predictor.models.history import GAPS, HistoryBatch, gap_buckets, history_batch
+from predictor.models.sequence import NetworkConfig, SequenceNetwork
 
 CONFIG = NetworkConfig(behavior_types=3, dims=8, hidden=16)
 SECOND = 1_000_000
@@ -93,7 +93,7 @@ def test_more_tokens_than_one_forward_pass_takes(
 ) -> None:
     batch = histories([5, 0, 70, 1, 12, 0])
     whole = network.predict(batch)
-    monkeypatch.setattr("predictor.model._BATCH_TOKENS", 20)
+    monkeypatch.setattr("predictor.models.sequence._BATCH_TOKENS", 20)
     divided = network.predict(batch)
     assert divided.queries == pytest.approx(whole.queries, abs=1e-5)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.data import NONE, Targets
-from predictor.history import Ints
+from predictor.learning.data import NONE, Targets
+from predictor.models.history import Ints
 
 Floats = NDArray[np.float32]
 

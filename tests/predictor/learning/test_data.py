@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns, Target
-from predictor.data import (
+from predictor.learning.data import (
     NONE,
     UNKNOWN,
     Events,

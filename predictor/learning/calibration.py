@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar  # type: ignore[import-untyped]
 
-from predictor.data import Targets
-from predictor.evaluation import Space
-from predictor.history import Ints
-from predictor.metrics import Floats, batches
-from predictor.model import Outputs
-from predictor.model_dir import softmax
+from predictor.learning.data import Targets
+from predictor.learning.evaluation import Space
+from predictor.learning.metrics import Floats, batches
+from predictor.models.history import Ints
+from predictor.models.model_dir import softmax
+from predictor.models.sequence import Outputs
 
 CANDIDATES = 200
 """Best items over which a probability is given: about what a caller may want to choose from."""

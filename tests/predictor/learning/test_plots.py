@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from predictor import plots
-from predictor.fitting import Epoch
+from predictor.learning import plots
+from predictor.learning.fitting import Epoch
 
 PNG = b"\x89PNG\r\n"
 

@@ -1,0 +1,1 @@
+"""From events to a version directory: data, training, evaluation."""
