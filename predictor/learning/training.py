@@ -14,12 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from foretell.errors import InvalidArgumentError
-from foretell.projection import Projection
-from foretell.vectors import Vectors
-from predictor.learning import baselines, calibration, evaluation
+from predictor.learning import calibration, evaluation
 from predictor.learning.data import (
     Split,
     SplitKind,
@@ -30,18 +27,13 @@ from predictor.learning.data import (
     split,
 )
 from predictor.learning.evaluation import Space
-from predictor.learning.fitting import Epoch, FitConfig, Learner, fit, new_learner
-from predictor.learning.item_space import Whitening
-from predictor.learning.metrics import item_metrics
+from predictor.learning.fitting import FitConfig
+from predictor.learning.sequence_fitting import fit_sequence
 from predictor.learning.sources import Dataset
 from predictor.models import model_dir
 from predictor.models.history import HistoryBatch
 from predictor.models.model_dir import TrainedVersion, VersionConfig
 from predictor.models.sequence import MODEL_TYPES
-
-TEXT_DIMS = 128
-"""Principal axes of the text vectors that the projection reads: of MiniLM's 384, those beyond
-change nothing measurable on groceries, and cost a third of a step."""
 
 GOLDEN_HISTORIES = 8
 
@@ -65,20 +57,6 @@ class Trained:
     path: Path
     report: dict[str, Any]
     """metrics.json: protocol, items, types, and for texts-only events own_text, next_type."""
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """A fitted model and all that follows from it."""
-
-    learner: Learner
-    curve: list[Epoch]
-    projection: Projection
-    residuals: Vectors
-    """(items, dims)."""
-    warm: NDArray[np.bool_]
-    """(items,) whether the item has a residual."""
-    space: Space
 
 
 def train(
@@ -118,8 +96,8 @@ def train(
     model_dir.check_absent(out)
     part, kind = divide(dataset, protocol)
     exclude = part.train.has_items and repeat_share(part.train) < evaluation.REPEATS
-    fitted = _fit(dataset, part, config, exclude_history=exclude, progress=progress)
-    network, space = fitted.learner.network, fitted.space
+    fitted = fit_sequence(dataset, part, config, exclude_history=exclude, progress=progress)
+    network, space = fitted.network, fitted.space
     length = config.history_length
     on_validation = evaluation.outputs(network, part.validation, space, length)
     type_temperature, biases = calibration.type_calibration(on_validation, part.validation)
@@ -205,52 +183,6 @@ def divide(dataset: Dataset, protocol: Protocol) -> tuple[Split, SplitKind]:
     known = np.bincount(part.train.type, minlength=len(events.behavior_types)) > 0
     names = [name for name, seen in zip(events.behavior_types, known, strict=True) if seen]
     return part.with_types(names), kind
-
-
-def _fit(
-    dataset: Dataset, part: Split, config: FitConfig, *, exclude_history: bool, progress: bool
-) -> _Fitted:
-    train = part.train
-    popularity = baselines.popularity(train)
-    warm = popularity > 0
-    read = np.unique(train.text[(train.item < 0) & (train.text >= 0)])
-    fitted_on = np.concatenate([dataset.item_vectors[warm], dataset.text_vectors[read]])
-    whitening = Whitening(fitted_on, TEXT_DIMS)
-    learner = new_learner(
-        train,
-        whitening.apply(dataset.item_vectors),
-        whitening.apply(dataset.text_vectors),
-        popularity,
-        config,
-    )
-
-    def space() -> tuple[Projection, Vectors, Space]:
-        projection = learner.space.projection(whitening)
-        residuals = learner.space.residuals()
-        items = projection.apply(dataset.item_vectors, residuals)
-        return projection, residuals, Space(items, projection.apply(dataset.text_vectors))
-
-    def validate(learner: Learner) -> tuple[float, dict[str, float]]:
-        _, _, vectors = space()
-        found = evaluation.outputs(learner.network, part.validation, vectors, config.history_length)
-        shown: dict[str, float] = {}
-        score = 0.0
-        if len(train.behavior_types) > 1 and (part.validation.type >= 0).any():
-            types = evaluation.measure_types(evaluation.type_scorer(found, 1.0), part.validation)
-            shown = {"type_accuracy": types["accuracy"], "type_log_loss": types["log_loss"]}
-            score = -types["log_loss"]
-        if train.has_items and (part.validation.item >= 0).any():
-            items = item_metrics(
-                evaluation.item_scorer(found, vectors), part.validation, warm,
-                exclude_history=exclude_history,
-            )  # fmt: skip
-            if items["contexts"]:
-                shown |= {name: items[name] for name in ("hits_at_10", "ndcg_at_10")}
-                score = items["ndcg_at_10"]  # finer than hits, and so less noisy
-        return score, shown
-
-    curve = fit(learner, train, validate, progress=progress)
-    return _Fitted(learner, curve, *space()[:2], warm, space()[2])
 
 
 def describe(
