@@ -47,6 +47,12 @@ VALUE: Final = 1e9
 LAYERS: Final = 8
 """Affine layers of a derived collection."""
 
+TERMS: Final = 50_000
+"""Terms with a row in a derived collection: at 256 float32 dims 51 MB of a message's 64 MiB."""
+
+TERM_CHARS: Final = 64
+"""A term: a word or two."""
+
 QUERIES: Final = 256
 """Queries in one Search or PredictMany."""
 
