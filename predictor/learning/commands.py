@@ -22,10 +22,9 @@ from foretell import Client
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
 from predictor.learning import evaluation, sources, training
-from predictor.learning.data import SPLITS
 from predictor.learning.fitting import FitConfig
 from predictor.learning.sources import Dataset
-from predictor.learning.training import Protocol
+from predictor.learning.splits import SPLITS, Protocol
 from predictor.models import model_dir
 from predictor.models.sequence import MODEL_TYPES
 from predictor.registry import register
@@ -222,10 +221,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         usual.get("seed", Protocol.seed) if options.seed is None else options.seed,
     )
     with _dataset(options) as dataset:
-        part, kind = training.divide(dataset, protocol)
+        part = training.divide(dataset, protocol)
         exclude = version.config.repeats == "excluded"
         report = evaluation.evaluate_version(version, dataset, part, exclude_history=exclude)
-        described = training.describe(part, kind, protocol, exclude_history=exclude)
+        described = training.describe(part, protocol, exclude_history=exclude)
     return {"version": version.config.version, "protocol": described, **report}
 
 

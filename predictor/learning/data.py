@@ -1,4 +1,4 @@
-"""Events as arrays, and their division into training, validation and test.
+"""Events as arrays, and what is to be predicted from them.
 
 Everything is columnar and sorted by user, time and file order, so that a history is a slice and
 nothing loops over users in Python.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +16,15 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns, Target
 from foretell.vectors import Vectors
-from predictor.models.history import HistoryBatch, Ints, history_batch
-
-SplitKind = Literal["time", "leave-one-out", "random"]
-SPLITS: tuple[SplitKind, ...] = get_args(SplitKind)
-
-NONE = -1
-"""Index of an item, text or type that is not given."""
-UNKNOWN = -2
-"""Index of one that is given, but in no vocabulary: as a target it is always missed."""
+from predictor.models.history import (
+    HISTORY_EVENTS,
+    NONE,
+    UNKNOWN,
+    Histories,
+    HistoryBatch,
+    Ints,
+    history_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,8 @@ class Targets:
     """(lines,) the line's item, NONE or UNKNOWN."""
     type: Ints
     """(lines,) the line's behavior type, NONE or UNKNOWN."""
+    as_of: Ints
+    """(contexts,) microseconds: when the prediction is asked for."""
 
     def __len__(self) -> int:
         return len(self.begin)
@@ -181,6 +182,7 @@ class Targets:
             row=(np.cumsum(chosen) - 1)[self.row[lines]],
             item=self.item[lines],
             type=self.type[lines],
+            as_of=self.as_of[chosen],
         )
 
     def lengths(self, at_most: int) -> Ints:
@@ -193,6 +195,28 @@ class Targets:
         lengths = self.lengths(at_most)[rows]
         return ragged(self.end[rows] - lengths, lengths)
 
+    def last_times(self) -> Ints:
+        """(contexts,) time of each history's last event; of an empty one, of the very last."""
+        times = self.events.timestamp
+        if not len(times):
+            return np.zeros(len(self), np.int64)
+        last: Ints = np.where(
+            self.end > self.begin, times[np.maximum(self.end - 1, 0)], times.max()
+        )
+        return last
+
+    def histories(self, rows: slice) -> Histories:
+        """Whole histories of some contexts, as the ranker and the type models read them."""
+        at = self.positions(rows, HISTORY_EVENTS)
+        events = self.events
+        return Histories(
+            events.item[at],
+            events.type[at],
+            events.timestamp[at],
+            self.lengths(HISTORY_EVENTS)[rows],
+            self.as_of[rows],
+        )
+
 
 def ragged(begin: Ints, lengths: Ints) -> Ints:
     """begin[0], begin[0]+1, ... for lengths[0] numbers, then the same from begin[1], and so on."""
@@ -201,102 +225,16 @@ def ragged(begin: Ints, lengths: Ints) -> Ints:
     return offsets + np.arange(len(offsets))
 
 
-@dataclass(frozen=True)
-class Split:
-    """Events to learn from and targets to measure on. Nothing in `train` is a target below."""
-
-    train: Events
-    validation: Targets
-    test: Targets
-
-    def with_types(self, names: Sequence[str]) -> Split:
-        """The same division with this vocabulary of behavior types."""
-        return Split(
-            self.train.with_types(names),
-            self.validation.with_types(names),
-            self.test.with_types(names),
-        )
-
-
-def split(
-    events: Events,
-    kind: SplitKind,
-    share: float,
-    seed: int,
-    targets: Sequence[Target] | None = None,
-) -> Split:
-    """Divides events.
-
-    time: everything before the quantile 1 - share of all timestamps is for training; a user's
-        target is their first basket from there on, their history what they did before it.
-    leave-one-out: a user's last basket is the target.
-    random: a share of all rows are targets, each from its user's true earlier rows; they are
-        neither inputs nor targets in training.
-
-    Validation is cut from the training part in the same way. With `targets` all events are
-    history, and only validation is cut.
-
-    Raises:
-        InvalidArgumentError: nothing is left to train on or to measure on.
-    """
-    if targets is not None:
-        train, validation = _cut(events, kind, share, seed + 1, "validation")
-        return Split(train, validation, given_targets(events, targets))
-    rest, test = _cut(events, kind, share, seed, "test")
-    train, validation = _cut(rest, kind, share, seed + 1, "validation")
-    return Split(train, validation, test)
-
-
-def _cut(
-    events: Events, kind: SplitKind, share: float, seed: int, part: str
-) -> tuple[Events, Targets]:
-    match kind:
-        case "time":
-            kept, target = _time_cut(events, share)
-        case "leave-one-out":
-            kept, target = _leave_one_out(events)
-        case "random":
-            target = np.random.default_rng(seed).random(len(events)) < share
-            kept = ~target
-    if not target.any() or not kept.any():
-        left = "targets" if kept.any() else "events to train on"
-        raise InvalidArgumentError(
-            f"a {kind} split leaves no {left} for the {part} part: "
-            f"{len(events)} events of {len(np.unique(events.user))} users are too few",
-            reason="TOO_FEW_EVENTS",
-            field="events",
-        )
-    return events.subset(kept), _targets_of(events, target)
-
-
-def _time_cut(events: Events, share: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of events before the cut, and of each user's first basket from it on."""
-    at = min(int(len(events) * (1 - share)), len(events) - 1)
-    cut = np.partition(events.timestamp, at)[at]
-    before = events.timestamp < cut
-    first = events.first_of_basket[:-1]
-    user_first = events.first_of_user[events.user[first]]
-    # A basket is its user's first from the cut on, if the event before it is not.
-    target = ~before[first] & ((first == user_first) | before[first - 1])
-    return before, np.repeat(target, np.diff(events.first_of_basket))
-
-
-def _leave_one_out(events: Events) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of all but users' last baskets, and of these, where a user has two or more."""
-    first = events.first_of_basket
-    last = first[1:] == events.first_of_user[events.user[first[:-1]] + 1]
-    alone = first[:-1] == events.first_of_user[events.user[first[:-1]]]
-    target = np.repeat(last & ~alone, np.diff(first))
-    return ~target, target
-
-
-def _targets_of(events: Events, target: NDArray[np.bool_]) -> Targets:
-    """Targets for the masked events; those of one basket share a context."""
+def targets_of(events: Events, target: NDArray[np.bool_]) -> Targets:
+    """Targets for the masked events; those of one basket share a context. As of the last event."""
     lines = np.flatnonzero(target)
     baskets, row = np.unique(events.basket[lines], return_inverse=True)
     end = events.first_of_basket[baskets]
     begin = events.first_of_user[events.user[end]]
-    return Targets(events, begin, end, row, events.item[lines], events.type[lines])
+    targets = Targets(
+        events, begin, end, row, events.item[lines], events.type[lines], np.zeros(0, np.int64)
+    )
+    return replace(targets, as_of=targets.last_times())
 
 
 def given_targets(events: Events, targets: Sequence[Target]) -> Targets:
@@ -317,14 +255,10 @@ def given_targets(events: Events, targets: Sequence[Target]) -> Targets:
     end = np.where(user >= 0, events.first_of_user[user + 1], 0)
     item = _look_up([target.item_id for target in targets], events.item_ids)
     type_ = _look_up([target.behavior_type for target in targets], events.behavior_types)
-    return Targets(events, begin, end, row[lines], item[lines], type_[lines])
-
-
-def default_split(events: Events) -> SplitKind:
-    """random without items (the form of the seed article), else time where there are times."""
-    if not events.has_items:
-        return "random"
-    return "time" if events.has_times else "leave-one-out"
+    found = Targets(
+        events, begin, end, row[lines], item[lines], type_[lines], np.zeros(0, np.int64)
+    )
+    return replace(found, as_of=found.last_times())
 
 
 def repeat_share(events: Events) -> float:
@@ -340,7 +274,7 @@ def repeat_share(events: Events) -> float:
 
 def training_targets(events: Events) -> Targets:
     """Every basket of the events as a target, first ones (with an empty history) included."""
-    return _targets_of(events, np.ones(len(events), np.bool_))
+    return targets_of(events, np.ones(len(events), np.bool_))
 
 
 def history_of(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
 from predictor.learning.baselines import item_baselines, type_baselines
-from predictor.learning.data import Events, Split, Targets, history_of
+from predictor.learning.data import Events, Targets, history_of
 from predictor.learning.metrics import (
     Floats,
     ItemScorer,
@@ -22,6 +22,7 @@ from predictor.learning.metrics import (
     type_metrics,
 )
 from predictor.learning.sources import Dataset
+from predictor.learning.splits import Split
 from predictor.models.history import Ints
 from predictor.models.model_dir import Version, softmax
 from predictor.models.sequence import Outputs, SequenceModel

@@ -7,13 +7,14 @@ ties count against the target: an item's rank is the number of items that score 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.learning.data import NONE, Targets
-from predictor.models.history import Ints
+from predictor.learning.data import Targets
+from predictor.models.history import NONE, UNKNOWN, Ints
 
 Floats = NDArray[np.float32]
 
@@ -25,6 +26,10 @@ TypeScorer = Callable[[Targets, slice], Floats]
 
 K = 10
 CALIBRATION_BINS = 15
+STRATA = 8
+"""Groups by popularity or history length: enough to see a trend, each large enough to measure."""
+UNKNOWN_ITEM = -1
+"""Stands for every item outside the catalogue in a pair."""
 BATCH = 256
 """Contexts scored at once: bounds memory to BATCH rows of the catalogue."""
 
@@ -32,6 +37,77 @@ BATCH = 256
 def batches(size: int, step: int = BATCH) -> list[slice]:
     """Slices that cover range(size)."""
     return [slice(begin, min(size, begin + step)) for begin in range(0, size, step)]
+
+
+@dataclass(frozen=True)
+class ItemHits:
+    """What the K best items of each context hit: measures, plots and paired tests read it.
+
+    Contexts without target items are left out; n are measured, m distinct target items with them.
+    """
+
+    context: Ints
+    """(n,) ascending: which of the targets."""
+    user: Ints
+    """(n,) see `users`."""
+    history_length: Ints
+    """(n,) events before the target."""
+    size: Ints
+    """(n,) distinct target items."""
+    hits: Ints
+    """(n,) those of them whose rank is at most K."""
+    ndcg: NDArray[np.float64]
+    """(n,) with binary gains."""
+    target_row: Ints
+    """(m,) ascending: the row of the arrays above that a target item belongs to."""
+    target_item: Ints
+    """(m,) the item; UNKNOWN where no catalogue has it."""
+    target_hit: NDArray[np.bool_]
+    """(m,) whether its rank is at most K."""
+    top: Ints
+    """(n, K) the items that would be returned, best first; NONE where there are fewer."""
+    top_score: Floats
+    """(n, K) their scores; -inf where there are fewer."""
+    top_hit: NDArray[np.bool_]
+    """(n, K) whether they are target items. Among equal scores at the end of the list, one that
+    is returned by chance counts here, but not in `hits`."""
+
+    @property
+    def share_of_best(self) -> NDArray[np.float64]:
+        """(n,) hits over the most that K items can hit."""
+        shares: NDArray[np.float64] = self.hits / np.minimum(self.size, K)
+        return shares
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """(n,) hits over target items."""
+        shares: NDArray[np.float64] = self.hits / self.size
+        return shares
+
+    def metrics(self, warm: NDArray[np.bool_]) -> dict[str, float]:
+        """The measures that `item_metrics` names."""
+        if not len(self.context):
+            return {"contexts": 0}
+        known = self.target_item >= 0
+        is_warm = known & warm[np.where(known, self.target_item, 0)]
+        listed = np.unique(self.top[self.top != NONE])
+        share = self.share_of_best
+        return {
+            "hits_at_10": float(share.mean()),
+            "hits_at_10_standard_error": float(share.std() / np.sqrt(len(share))),
+            "recall_at_10": float(self.recall.mean()),
+            "ndcg_at_10": float(self.ndcg.mean()),
+            "coverage_at_10": float(len(listed) / len(warm)),
+            "warm_recall_at_10": _mean(self.target_hit[is_warm]),
+            "cold_recall_at_10": _mean(self.target_hit[~is_warm]),
+            "warm_targets": int(is_warm.sum()),
+            "cold_targets": int((~is_warm).sum()),
+            "contexts": len(share),
+        }
+
+
+def _mean(hit: NDArray[np.bool_]) -> float:
+    return float(hit.mean()) if len(hit) else 0.0
 
 
 def item_metrics(
@@ -49,63 +125,83 @@ def item_metrics(
         hits_at_10: hits among the best 10 over min(10, basket), mean over baskets, with its
             standard error; recall_at_10: hits over basket; ndcg_at_10 with binary gains;
             coverage_at_10: share of the catalogue in any list; warm_recall_at_10 and
-            cold_recall_at_10: share of single target items that were hit, by kind, with their
-            numbers; contexts: baskets measured.
+            cold_recall_at_10: share of single target items that were hit, by kind (an item that
+            no catalogue has is a cold miss), with their numbers; contexts: baskets measured.
     """
-    hits, recalls, gains, listed = [], [], [], np.zeros(len(warm), np.bool_)
-    counts = np.zeros((2, 2), np.int64)  # (cold, warm) x (missed, hit)
-    for rows in batches(len(targets)):
-        row, item = _distinct_targets(targets, rows, exclude_history)
-        measured = np.unique(row)
-        if not len(measured):
-            continue
-        scores = np.array(scorer(targets, rows), np.float32)
-        if exclude_history:
-            scores[_history_items(targets, rows)] = -np.inf
-        rank = _pessimistic_ranks(scores, row, item)
-        hit = rank <= K
-        size = np.bincount(row, minlength=len(scores))[measured]
-        hit_count = np.bincount(row, hit, minlength=len(scores))[measured]
-        gain = np.where(hit, 1 / np.log2(1 + rank), 0.0)
-        best = np.cumsum(1 / np.log2(np.arange(2, K + 2)))[np.minimum(size, K) - 1]
-        hits.append(hit_count / np.minimum(size, K))
-        recalls.append(hit_count / size)
-        gains.append(np.bincount(row, gain, minlength=len(scores))[measured] / best)
-        listed[_best(scores)[measured].ravel()] = True
-        known = item >= 0
-        np.add.at(counts, (warm[item[known]].astype(int), hit[known].astype(int)), 1)
-        counts[0, 0] += int((~known).sum())  # an item that no catalogue has is a cold miss
-    if not hits:
-        return {"contexts": 0}
-    all_hits = np.concatenate(hits)
-    cold, warm_counts = counts
-    return {
-        "hits_at_10": float(all_hits.mean()),
-        "hits_at_10_standard_error": float(all_hits.std() / np.sqrt(len(all_hits))),
-        "recall_at_10": float(np.concatenate(recalls).mean()),
-        "ndcg_at_10": float(np.concatenate(gains).mean()),
-        "coverage_at_10": float(listed.mean()),
-        "warm_recall_at_10": float(warm_counts[1] / max(1, warm_counts.sum())),
-        "cold_recall_at_10": float(cold[1] / max(1, cold.sum())),
-        "warm_targets": int(warm_counts.sum()),
-        "cold_targets": int(cold.sum()),
-        "contexts": len(all_hits),
-    }
+    return item_hits(scorer, targets, exclude_history=exclude_history).metrics(warm)
 
 
-def _distinct_targets(targets: Targets, rows: slice, exclude_history: bool) -> tuple[Ints, Ints]:
-    """Pairs (row within `rows`, item), each once."""
+def item_hits(scorer: ItemScorer, targets: Targets, *, exclude_history: bool) -> ItemHits:
+    """Ranks the catalogue for every context; see item_metrics."""
+    parts = [
+        _batch_hits(scorer, targets, rows, exclude_history=exclude_history)
+        for rows in batches(len(targets))
+    ]
+    before = np.cumsum([0] + [len(part.context) for part in parts])
+    for part, rows in zip(parts, before, strict=False):
+        part.target_row[:] += rows
+    names = [field.name for field in fields(ItemHits)]
+    return ItemHits(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+
+
+def _batch_hits(
+    scorer: ItemScorer, targets: Targets, rows: slice, *, exclude_history: bool
+) -> ItemHits:
+    scores = np.array(scorer(targets, rows), np.float32)
+    had = history_items(targets, rows)
+    pairs = _distinct_targets(targets, rows, scores.shape[1])
+    if exclude_history:
+        scores[had] = -np.inf
+        pairs = pairs[~np.isin(pairs, _pair(*had, scores.shape[1]))]
+    measured, row = np.unique(pairs // (scores.shape[1] + 1), return_inverse=True)
+    item = pairs % (scores.shape[1] + 1) - 1
+    item[item < 0] = UNKNOWN
+    top, top_score = best_items(scores[measured], K)
+    rank = _pessimistic_ranks(scores[measured], top_score[:, -1], row, item)
+    hit = rank <= K
+    size = np.bincount(row, minlength=len(measured))
+    gain = np.bincount(row, np.where(hit, 1 / np.log2(1 + rank), 0.0), minlength=len(measured))
+    ideal = np.cumsum(1 / np.log2(np.arange(2, K + 2)))[np.minimum(size, K) - 1]
+    returned = _pair(np.repeat(measured, K), top.ravel(), scores.shape[1])
+    return ItemHits(
+        context=measured + rows.start,
+        user=users(targets)[rows][measured],
+        history_length=(targets.end - targets.begin)[rows][measured],
+        size=size,
+        hits=np.bincount(row, hit, minlength=len(measured)).astype(np.int64),
+        ndcg=gain / ideal,
+        target_row=row,
+        target_item=item,
+        target_hit=hit,
+        top=top,
+        top_score=top_score,
+        top_hit=np.isin(returned, pairs).reshape(top.shape) & (top != NONE),
+    )
+
+
+def _pair(row: Ints, item: Ints, items: int) -> Ints:
+    """One number for a row and an item, which may be UNKNOWN."""
+    pairs: Ints = row * (items + 1) + np.where(item >= 0, item, UNKNOWN_ITEM) + 1
+    return pairs
+
+
+def _distinct_targets(targets: Targets, rows: slice, items: int) -> Ints:
+    """Pairs (row within `rows`, item), each once, ascending."""
     begin, end = np.searchsorted(targets.row, [rows.start, rows.stop])
     row, item = targets.row[begin:end] - rows.start, targets.item[begin:end]
     chosen = item != NONE
-    pairs = np.unique(np.stack([row[chosen], item[chosen]]), axis=1)
-    if exclude_history:
-        had = set(zip(*(axis.tolist() for axis in _history_items(targets, rows)), strict=True))
-        pairs = pairs[:, [pair not in had for pair in zip(*pairs.tolist(), strict=True)]]
-    return pairs[0], pairs[1]
+    return np.unique(_pair(row[chosen], item[chosen], items))
 
 
-def _history_items(targets: Targets, rows: slice) -> tuple[Ints, Ints]:
+def users(targets: Targets) -> Ints:
+    """(contexts,) the user in targets.events; a number of its own where there is no history."""
+    some = targets.end > targets.begin
+    user = targets.events.user[np.where(some, targets.begin, 0)]
+    found: Ints = np.where(some, user, -1 - np.arange(len(targets)))
+    return found
+
+
+def history_items(targets: Targets, rows: slice) -> tuple[Ints, Ints]:
     """(row within `rows`, item) of every event of the histories that has an item."""
     whole = len(targets.events)
     lengths = targets.lengths(whole)[rows]
@@ -114,23 +210,104 @@ def _history_items(targets: Targets, rows: slice) -> tuple[Ints, Ints]:
     return row[item >= 0], item[item >= 0]
 
 
-def _pessimistic_ranks(scores: Floats, row: Ints, item: Ints) -> Ints:
-    """Rank from 1 of each (row, item); beyond K it may be any number above K."""
+def best_items(scores: Floats, k: int) -> tuple[Ints, Floats]:
+    """The k best items of each row (rows, k), best first, and their scores.
+
+    Where a row has fewer with a finite score: NONE and -inf.
+    """
+    kept = min(k, scores.shape[1])
+    some = np.argpartition(scores, -kept, axis=1)[:, -kept:] if kept else np.zeros((len(scores), 0))
+    some = some.astype(np.int64)
+    values = np.take_along_axis(scores, some, axis=1)
+    by = np.argsort(-values, axis=1, kind="stable")
+    items, best = np.full((len(scores), k), NONE), np.full((len(scores), k), -np.inf, np.float32)
+    best[:, :kept] = np.take_along_axis(values, by, axis=1)
+    items[:, :kept] = np.take_along_axis(some, by, axis=1)
+    items[~np.isfinite(best)] = NONE
+    best[~np.isfinite(best)] = -np.inf
+    return items, best
+
+
+def _pessimistic_ranks(scores: Floats, threshold: Floats, row: Ints, item: Ints) -> Ints:
+    """Rank from 1 of each (row, item); below the threshold (rows,) it may be any above K."""
     ranks = np.full(len(row), scores.shape[1] + K, np.int64)
     own = np.where(item >= 0, scores[row, np.maximum(item, 0)], -np.inf)
-    k = min(K, scores.shape[1])
-    threshold = np.partition(scores, -k, axis=1)[:, -k]
     near = np.flatnonzero((own >= threshold[row]) & np.isfinite(own))
     for chosen in (near[part] for part in batches(len(near))):
         ranks[chosen] = (scores[row[chosen]] >= own[chosen, None]).sum(axis=1)
     return ranks
 
 
-def _best(scores: Floats) -> Ints:
-    """(rows, k) the best K items in any order."""
-    k = min(K, scores.shape[1])
-    best: Ints = np.argpartition(scores, -k, axis=1)[:, -k:]
-    return best
+def ranked_candidates(row: Ints, item: Ints, score: Floats, items: int) -> ItemScorer:
+    """A scorer from scored candidates: everything else is below them all and never hit.
+
+    Args:
+        row: (candidates,) ascending: the context.
+        item: (candidates,) each once a context.
+        score: (candidates,).
+        items: size of the catalogue.
+    """
+
+    def dense(targets: Targets, rows: slice) -> Floats:
+        scores = np.full((rows.stop - rows.start, items), -np.inf, np.float32)
+        begin, end = np.searchsorted(row, [rows.start, rows.stop])
+        scores[row[begin:end] - rows.start, item[begin:end]] = score[begin:end]
+        return scores
+
+    return dense
+
+
+def calibration_ratio(probabilities: Floats, hits: ItemHits) -> float | None:
+    """Predicted over observed hits among the items returned; None without a hit.
+
+    Args:
+        probabilities: (n, K) that each of hits.top is hit; whatever it is where there is none.
+    """
+    observed = int(hits.top_hit.sum())
+    predicted = float(probabilities[hits.top != NONE].sum(dtype=np.float64))
+    return predicted / observed if observed else None
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """A group of target items or contexts with what was found of it."""
+
+    low: int
+    """Least value in it."""
+    high: int
+    """Largest value in it."""
+    recall: float
+    standard_error: float
+    count: int
+
+
+def recall_by_popularity(hits: ItemHits, popularity: Ints) -> list[Stratum]:
+    """Share of target items that were hit, by the events (items,) that they have in training."""
+    known = hits.target_item >= 0
+    events = np.where(known, popularity[np.where(known, hits.target_item, 0)], 0)
+    return _strata(events, hits.target_hit.astype(np.float64))
+
+
+def recall_by_history(hits: ItemHits) -> list[Stratum]:
+    """Mean over contexts of hits over min(K, target items), by events of history."""
+    return _strata(hits.history_length, hits.share_of_best)
+
+
+def _strata(values: Ints, found: NDArray[np.float64]) -> list[Stratum]:
+    """Zero by itself, then up to STRATA groups of about the same size; equal values together."""
+    if not len(values):
+        return []
+    some = np.sort(values[values > 0])
+    cuts = some[(len(some) * np.arange(STRATA)) // STRATA] if len(some) else some
+    group = np.searchsorted(np.unique(cuts), values, side="right")
+    out = []
+    for code in np.unique(group):
+        inside, own = values[group == code], found[group == code]
+        error = float(own.std() / np.sqrt(len(own)))
+        out.append(
+            Stratum(int(inside.min()), int(inside.max()), float(own.mean()), error, len(own))
+        )
+    return out
 
 
 def type_metrics(

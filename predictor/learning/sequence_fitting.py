@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from foretell.projection import Projection
 from foretell.vectors import Vectors
 from predictor.learning import baselines, evaluation
-from predictor.learning.data import Split
 from predictor.learning.evaluation import Space
 from predictor.learning.fitting import Epoch, FitConfig, Learner, fit, new_learner
 from predictor.learning.item_space import Whitening
 from predictor.learning.metrics import item_metrics
 from predictor.learning.sources import Dataset
+from predictor.learning.splits import Split
 from predictor.models.sequence import SequenceNetwork
 
 TEXT_DIMS = 128

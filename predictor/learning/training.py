@@ -17,19 +17,12 @@ import torch
 
 from foretell.errors import InvalidArgumentError
 from predictor.learning import calibration, evaluation
-from predictor.learning.data import (
-    Split,
-    SplitKind,
-    Targets,
-    default_split,
-    history_of,
-    repeat_share,
-    split,
-)
+from predictor.learning.data import Targets, history_of, repeat_share
 from predictor.learning.evaluation import Space
 from predictor.learning.fitting import FitConfig
 from predictor.learning.sequence_fitting import fit_sequence
 from predictor.learning.sources import Dataset
+from predictor.learning.splits import Protocol, Split, split
 from predictor.models import model_dir
 from predictor.models.history import HistoryBatch
 from predictor.models.model_dir import TrainedVersion, VersionConfig
@@ -38,15 +31,6 @@ from predictor.models.sequence import MODEL_TYPES
 GOLDEN_HISTORIES = 8
 
 LIBRARIES = ("foretell-services", "numpy", "safetensors", "torch", "scikit-learn", "scipy")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a data set is divided; None: `default_split`."""
-
-    split: SplitKind | None = None
-    test_share: float = 0.2
-    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -94,7 +78,7 @@ def train(
         )
     name = model_dir.check_version_name(out.name)
     model_dir.check_absent(out)
-    part, kind = divide(dataset, protocol)
+    part = divide(dataset, protocol)
     exclude = part.train.has_items and repeat_share(part.train) < evaluation.REPEATS
     fitted = fit_sequence(dataset, part, config, exclude_history=exclude, progress=progress)
     network, space = fitted.network, fitted.space
@@ -105,7 +89,7 @@ def train(
         network.type_head.bias.add_(torch.from_numpy(biases).to(network.start.device))
     on_test = evaluation.outputs(network, part.test, space, length)
     report: dict[str, Any] = {
-        "protocol": describe(part, kind, protocol, exclude_history=exclude),
+        "protocol": describe(part, protocol, exclude_history=exclude),
         **evaluation.compare(
             model_type, on_test, space, type_temperature, part, fitted.warm, exclude_history=exclude
         ),
@@ -155,14 +139,13 @@ def train(
     return Trained(name, out, report)
 
 
-def divide(dataset: Dataset, protocol: Protocol) -> tuple[Split, SplitKind]:
+def divide(dataset: Dataset, protocol: Protocol) -> Split:
     """Splits, with behavior types known from training alone.
 
     Raises:
         InvalidArgumentError: there are too few events, users or types to train on.
     """
     events = dataset.events
-    kind = protocol.split or default_split(events)
     types = np.unique(events.type)
     if len(types) < 2 and not events.has_items:
         raise InvalidArgumentError(
@@ -179,20 +162,17 @@ def divide(dataset: Dataset, protocol: Protocol) -> tuple[Split, SplitKind]:
             reason="ONE_USER",
             field="user_id",
         )
-    part = split(events, kind, protocol.test_share, protocol.seed, dataset.targets)
+    part = split(events, protocol, dataset.targets)
     known = np.bincount(part.train.type, minlength=len(events.behavior_types)) > 0
     names = [name for name, seen in zip(events.behavior_types, known, strict=True) if seen]
-    return part.with_types(names), kind
+    return part.with_types(names)
 
 
-def describe(
-    part: Split, kind: SplitKind, protocol: Protocol, *, exclude_history: bool
-) -> dict[str, Any]:
+def describe(part: Split, protocol: Protocol, *, exclude_history: bool) -> dict[str, Any]:
     """The protocol in metrics.json: what must be the same for figures to be compared."""
     return {
-        "split": kind,
-        "test_share": protocol.test_share,
-        "seed": protocol.seed,
+        **asdict(protocol),
+        "split": part.kind,
         "train_events": len(part.train),
         "validation_contexts": len(part.validation),
         "test_contexts": len(part.test),

@@ -1,13 +1,15 @@
-"""Histories as a sequence model reads them: the same code in training and serving. numpy only.
+"""Histories as the models read them: the same code in training and serving. numpy only.
 
-A token is one event: a vector in the model's space, a behavior type and the time gap to the
-event before. Histories of several users lie one behind the other ("ragged"): `lengths` says where
-one ends, and no padding is stored.
+The sequence model reads tokens (HistoryBatch); the ranker, the type models and the rules read
+whole histories (Histories). A token is one event: a vector in the model's space, a behavior type
+and the time gap to the event before. Histories of several users lie one behind the other
+("ragged"): `lengths` says where one ends, and no padding is stored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,61 @@ class HistoryBatch:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+
+NONE = -1
+"""Index of an item, text or type that is not given."""
+UNKNOWN = -2
+"""Index of one that is given, but in no vocabulary: as a target it is always missed."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Whole histories of some users, ragged, oldest event first; at most HISTORY_EVENTS each."""
+
+    item: Ints
+    """(events,) index of the item; NONE or UNKNOWN. Items that are newer than a version's frozen
+    tables have indices from the size of these tables on."""
+    type: Ints
+    """(events,) index in the version's behavior types; UNKNOWN for any other."""
+    timestamp: Ints
+    """(events,) microseconds, ascending within a history; without times, the source's order."""
+    lengths: Ints
+    """(histories,) events of each history; 0 is allowed."""
+    as_of: Ints
+    """(histories,) microseconds: when the prediction is asked for, not before the last event."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def row(self) -> Ints:
+        """(events,) the history that each event belongs to."""
+        row: Ints = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return row
+
+    @cached_property
+    def age(self) -> Ints:
+        """(events,) 0 for the last event of a history, 1 for the one before, ..."""
+        ends = np.cumsum(self.lengths)
+        age: Ints = np.repeat(ends, self.lengths) - 1 - np.arange(len(self.item))
+        return age
+
+
+HISTORY_EVENTS = 5_000
+"""Latest events of a user in Histories."""
+
+
+def asked_at(now: Ints, last: Ints, horizon: int) -> Ints:
+    """(histories,) Histories.as_of: `now`, but at most `horizon` after the last event.
+
+    Args:
+        now: (histories,) microseconds.
+        last: (histories,) time of the last event; `now` where there is none.
+        horizon: microseconds that a version has seen between a last event and the prediction; a
+            user who comes back after a longer time is read as if they came back then.
+    """
+    return np.clip(now, last, last + horizon)
 
 
 def history_batch(

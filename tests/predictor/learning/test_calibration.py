@@ -7,10 +7,10 @@ import pytest
 
 from foretell.importing import EventColumns
 from predictor.learning.calibration import item_temperature, type_calibration
-from predictor.learning.data import NONE, Targets, to_events
+from predictor.learning.data import Targets, to_events
 from predictor.learning.evaluation import Space
 from predictor.learning.metrics import Floats
-from predictor.models.history import Ints
+from predictor.models.history import NONE, Ints
 from predictor.models.model_dir import softmax
 from predictor.models.sequence import Outputs
 
@@ -22,7 +22,7 @@ def targets(item: Ints, type_: Ints, items: int = 1) -> Targets:
     events = to_events(columns, [str(n) for n in range(items)])
     lines = len(item)
     ones = np.ones(lines, np.int64)
-    return Targets(events, ones * 0, ones, np.arange(lines), item, type_)
+    return Targets(events, ones * 0, ones, np.arange(lines), item, type_, ones)
 
 
 def drawn(logits: Floats, seed: int) -> Ints:

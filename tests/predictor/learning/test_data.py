@@ -8,19 +8,9 @@ from numpy.typing import NDArray
 
 from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns, Target
-from predictor.learning.data import (
-    NONE,
-    UNKNOWN,
-    Events,
-    SplitKind,
-    Targets,
-    default_split,
-    history_of,
-    ragged,
-    repeat_share,
-    split,
-    to_events,
-)
+from predictor.learning.data import Events, Targets, history_of, ragged, repeat_share, to_events
+from predictor.learning.splits import Protocol, SplitKind, default_split, split
+from predictor.models.history import NONE, UNKNOWN, asked_at
 
 
 def events_of(
@@ -93,11 +83,11 @@ def test_items_are_looked_up_in_the_catalogue() -> None:
     assert events.item_ids == ("5", "1")
 
 
-@pytest.mark.parametrize("kind", ["time", "leave-one-out", "random"])
+@pytest.mark.parametrize("kind", ["time", "leave-one-out", "random", "every"])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_history_holds_a_target_or_anything_later(kind: SplitKind, seed: int) -> None:
     events = random_events(seed)
-    part = split(events, kind, 0.2, seed)
+    part = split(events, Protocol(kind, 0.2, seed))
     for targets in (part.validation, part.test):
         found = targets.events
         lines = np.flatnonzero(np.isin(targets.row, np.arange(len(targets))))
@@ -113,7 +103,7 @@ def test_no_history_holds_a_target_or_anything_later(kind: SplitKind, seed: int)
 @pytest.mark.parametrize("seed", range(5))
 def test_time_split_is_the_first_basket_from_the_cut_on(seed: int) -> None:
     events = random_events(seed)
-    part = split(events, "time", 0.2, seed)
+    part = split(events, Protocol("time", 0.2, seed))
     cut = np.sort(events.timestamp)[int(len(events) * 0.8)]
     expected = {}
     for user in np.unique(events.user):
@@ -146,7 +136,7 @@ def test_leave_one_out_takes_the_last_two_baskets() -> None:
             ("c", "x", "5", 1),
         ]
     )
-    part = split(events, "leave-one-out", 0.2, 0)
+    part = split(events, Protocol("leave-one-out", 0.2, 0))
     ids = events.item_ids
     assert [[ids[i] for i in part.test.item[part.test.row == r]] for r in (0, 1)] == [
         ["3", "7"],
@@ -158,7 +148,7 @@ def test_leave_one_out_takes_the_last_two_baskets() -> None:
 
 def test_random_split_holds_rows_out_and_keeps_true_histories() -> None:
     events = random_events(1, 2_000, timed=False)
-    part = split(events, "random", 0.2, 42)
+    part = split(events, Protocol("random", 0.2, 42))
     assert len(part.test.row) / len(events) == pytest.approx(0.2, abs=0.03)
     used = len(part.train) + len(part.validation.row) + len(part.test.row)
     assert used == len(events)
@@ -167,8 +157,52 @@ def test_random_split_holds_rows_out_and_keeps_true_histories() -> None:
     whole = part.test.end - part.test.begin
     position = part.test.end - events.first_of_user[events.user[part.test.end]]
     assert np.array_equal(whole, position)
-    again = split(events, "random", 0.2, 42)
+    again = split(events, Protocol("random", 0.2, 42))
     assert np.array_equal(again.test.end, part.test.end)
+
+
+def test_every_event_from_the_cut_on_is_a_target_from_its_true_history() -> None:
+    events = random_events(4)
+    part = split(events, Protocol("every", 0.2, 1))
+    cut = np.sort(events.timestamp)[int(len(events) * 0.8)]
+    assert len(part.test.row) == (events.timestamp >= cut).sum()
+    assert part.validation.events.timestamp.max() < cut
+    assert np.array_equal(part.test.as_of, part.test.last_times())
+    histories_ = part.test.histories(slice(0, len(part.test)))
+    assert np.array_equal(histories_.lengths, part.test.end - part.test.begin)
+
+
+def test_instants_and_horizon_of_a_time_split() -> None:
+    events = random_events(5)
+    part = split(events, Protocol("time", test_from=50_000_000, validation_from=40_000_000, seed=1))
+    assert (
+        part.train.timestamp.max()
+        < 40_000_000
+        <= part.validation.events.timestamp[part.validation.end].min()
+    )
+    assert part.validation.events.timestamp.max() < 50_000_000
+    away = part.test.as_of - part.test.last_times()
+    assert part.horizon > 0
+    assert away.min() >= 0
+    assert away.max() <= part.horizon
+    assert part.test.as_of.max() <= 50_000_000
+    late = asked_at(np.array([90, 5]), np.array([10, 9]), 20)
+    assert late.tolist() == [30, 9]
+
+
+@pytest.mark.parametrize("kind", ["time", "leave-one-out", "every"])
+def test_held_out_items_stay_in_the_test_alone(kind: SplitKind) -> None:
+    events = random_events(6)
+    part = split(events, Protocol(kind, 0.2, 3, hold_out=0.3))
+    held_out = np.flatnonzero(part.held_out)
+    assert len(held_out) == round(0.3 * len(events.item_ids))
+    assert not np.isin(part.train.item, held_out).any()
+    assert not np.isin(part.validation.item, held_out).any()
+    assert not np.isin(part.validation.events.item, held_out).any()
+    plain = split(events, Protocol(kind, 0.2, 3))
+    assert np.array_equal(part.test.item, plain.test.item)
+    assert np.array_equal(part.test.end, plain.test.end)
+    assert np.isin(part.test.item, held_out).any()
 
 
 def test_given_targets_have_all_events_as_history() -> None:
@@ -178,7 +212,7 @@ def test_given_targets_have_all_events_as_history() -> None:
         Target("nobody", "i1", ""),
         Target("u1", "no such item", "no such type"),
     ]
-    part = split(events, "time", 0.2, 42, wanted)
+    part = split(events, Protocol("time", 0.2, 42), wanted)
     of_u1 = events.user == events.user_ids.index("u1")
     assert part.test.end[0] - part.test.begin[0] == of_u1.sum()
     assert part.test.end[1] == part.test.begin[1]
@@ -199,7 +233,13 @@ def test_types_that_training_lacks_become_unknown() -> None:
 def test_history_of_is_cut_to_its_last_events_and_marks_unknown_types() -> None:
     events = events_of([("a", t, "1", n) for n, t in enumerate("xxyxy")]).with_types(["x"])
     targets = Targets(
-        events, np.array([0]), np.array([5]), np.array([0]), np.array([0]), np.array([0])
+        events,
+        np.array([0]),
+        np.array([5]),
+        np.array([0]),
+        np.array([0]),
+        np.array([0]),
+        np.array([9]),
     )
     batch = history_of(
         targets, slice(0, 1), 3, np.ones((1, 2), np.float32), np.zeros((0, 2), np.float32)
@@ -214,7 +254,7 @@ def test_a_split_without_anything_to_train_on_says_so(
     rows: list[tuple[str, str, str, int]], share: float
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="2 events of 2 users"):
-        split(events_of(rows), "time", share, 42)
+        split(events_of(rows), Protocol("time", share, 42))
 
 
 def test_no_events_are_an_error() -> None:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, roc_auc_score
 
 from foretell.importing import EventColumns
-from predictor.learning.data import UNKNOWN, Targets, to_events
+from predictor.learning.data import Targets, to_events
 from predictor.learning.metrics import Floats, ItemScorer, item_metrics, roc_auc, type_metrics
+from predictor.models.history import UNKNOWN
 
 ITEMS = 20
 
@@ -34,6 +35,7 @@ def targets(baskets: list[list[int]], histories: list[list[int]] | None = None) 
         np.repeat(np.arange(len(baskets)), sizes),
         lines,
         np.full(len(lines), -1),
+        np.zeros(len(baskets), np.int64),
     )
 
 
