@@ -58,15 +58,23 @@ class Collection:
         self.seq = seq
 
     def project(
-        self, ids: Sequence[str], vectors: Vectors, residuals: Mapping[str, Row]
+        self,
+        ids: Sequence[str],
+        vectors: Vectors,
+        texts: Sequence[str],
+        residuals: Mapping[str, Row],
     ) -> Vectors:
-        """A derived collection's vectors of ids, from their source vectors and residuals."""
+        """A derived collection's vectors of ids, from their source vectors, texts, residuals."""
         assert self.projection is not None
-        added = np.zeros((len(ids), self.row.cols), np.float32)
+        return self.projection.apply(vectors, texts, self._rows(ids, residuals))
+
+    def _rows(self, ids: Sequence[str], known: Mapping[str, Row]) -> Vectors:
+        """One row per id, zero where none is known."""
+        rows = np.zeros((len(ids), self.row.cols), np.float32)
         for position, id in enumerate(ids):
-            if id in residuals:
-                added[position] = residuals[id]
-        return self.projection.apply(vectors, added)
+            if id in known:
+                rows[position] = known[id]
+        return rows
 
     def message(self, source: str, items: int | None = None) -> pb.Collection:
         """As the contract shows it."""
@@ -91,22 +99,42 @@ class Collection:
             block = np.frombuffer(numbers, np.float32).reshape(-1, row.cols)
             self.index.put(ids, block, np.array([seq for _, _, seq in some], np.int64))
 
-    def fill(self, source: Collection, connection: sqlite3.Connection | None = None) -> None:
+    def term_sums(self, connection: sqlite3.Connection) -> dict[str, Row]:
+        """By id what a derived collection's terms add to its source's items in the store."""
+        sums: dict[str, Row] = {}
+        if self.projection is None or self.projection.terms is None or self.row.source is None:
+            return sums
+        found = store.all_texts(connection, self.row.source)
+        while some := dict(islice(found, LOADED_TOGETHER)):
+            sums.update(zip(some, self.projection.terms.sum(list(some.values())), strict=True))
+        return sums
+
+    def load_derived(self, source: Collection, connection: sqlite3.Connection) -> None:
+        """Gives a derived collection its vectors; terms and residuals come from the store."""
+        added = self.term_sums(connection)
+        seqs: dict[str, int] = {}
+        for id, blob, seq in store.all_vectors(connection, self.row.number, self.row.kind):
+            residual = np.frombuffer(blob or b"", np.float32)
+            added[id] = added[id] + residual if id in added else residual
+            seqs[id] = seq
+        self.fill(source, added, seqs)
+
+    def fill(
+        self, source: Collection, added: Mapping[str, Row], added_seqs: Mapping[str, int]
+    ) -> None:
         """Gives a derived collection the vectors of all its source's items.
 
-        With the residuals that the connection's database has for it; a new one has none.
+        Args:
+            added: what terms and residuals add, by id.
+            added_seqs: the seq of the residuals' last changes.
         """
+        assert self.projection is not None
         created = self.row.created_seq
-        residuals: dict[str, Row] = {}
-        residual_seqs: dict[str, int] = {}
-        if connection is not None:
-            for id, blob, seq in store.all_vectors(connection, self.row.number, self.row.kind):
-                residuals[id] = np.frombuffer(blob or b"", np.float32)
-                residual_seqs[id] = seq
         for ids, vectors, seqs in source.index.chunks(LOADED_TOGETHER):
-            own = np.array([residual_seqs.get(id, created) for id in ids], np.int64)
+            own = np.array([added_seqs.get(id, created) for id in ids], np.int64)
             seqs = np.maximum(np.maximum(seqs, created), own)
-            self.index.put(ids, self.project(ids, vectors, residuals), seqs)
+            projected = self.projection.apply_added(vectors, self._rows(ids, added))
+            self.index.put(ids, projected, seqs)
         self.seq = max(self.row.seq, source.seq)
 
 

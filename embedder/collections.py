@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from embedder import store
 from embedder.collection import Collection, check_kind, row_of
 from embedder.store import Store
+from embedder.text_cache import Row
 from foretell import checks, limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import (
@@ -107,9 +108,11 @@ class Collections:
         checks.request_id(request.request_id)
         checks.name(request.name, "name")
         made: list[Collection] = []
+        added: dict[str, Row] = {}
 
         def apply(connection: sqlite3.Connection) -> pb.CreateCollectionResponse:
             made.append(self._create_row(connection, request))
+            added.update(made[0].term_sums(connection))
             source = made[0].row.source
             items = 0 if source is None else store.count_items(connection, source)
             message = made[0].message(request.derived.source, items)
@@ -117,7 +120,7 @@ class Collections:
 
         def change() -> int:
             if made[0].projection is not None:
-                made[0].fill(self.source(made[0]))
+                made[0].fill(self.source(made[0]), added, {})
             self._by_name = {**self._by_name, request.name: made[0]}
             return made[0].row.created_seq
 
@@ -187,13 +190,13 @@ class Collections:
                 if row.source is not None:
                     source = self._numbered(row.source)
                     tombstones = source.tombstones
-                    message = pb.DerivedCollection.FromString(row.definition)
+                    message = store.definition(connection, row.number)
                     projection = from_derived(message, source.row.cols)
                 collection = Collection(row, tombstones, projection)
                 if projection is None:
                     collection.load(connection)
                 else:
-                    collection.fill(source, connection)
+                    collection.load_derived(source, connection)
                 self._by_name[row.name] = collection
             self.applied_seq = store.current_seq(connection)
 
@@ -245,7 +248,7 @@ class Collections:
             pb.COLLECTION_KIND_DERIVED,
             projection.cols,
             source.number,
-            message.SerializeToString(),
+            message,
         )
         return Collection(row, self._numbered(source.number).tombstones, projection)
 

@@ -33,6 +33,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 NAME = "foretell.embedder.v1.EmbedderService"
 
+CHARACTERS_AT_ONCE = 50_000
+"""Of texts whose terms are split in the event loop: more would hold it up for over 10 ms."""
+
 PAGE_BYTES = limits.MESSAGE_BYTES // 2
 """Where a page of very long texts is cut short."""
 
@@ -105,10 +108,11 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         good, failures = checks.split(
             request.texts, lambda text, index: checks.text(text, f"texts[{index}]")
         )
-        encoded = await self._texts.encode([request.texts[index] for index in good])
+        texts = [request.texts[index] for index in good]
+        encoded = await self._texts.encode(texts)
         vectors = np.zeros((len(request.texts), cols), np.float32)
         if good:
-            vectors[good] = _in_space(collection, encoded.vectors)
+            vectors[good] = await _in_space(collection, encoded.vectors, texts)
         return pb.EmbedResponse(
             vectors=to_block(vectors, element_type),
             failures=failures,
@@ -286,8 +290,9 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         good, failures = checks.split(
             texts, lambda text, index: checks.text(text, f"texts.texts[{index}]")
         )
-        encoded: Encoded = await self._texts.encode([texts[index] for index in good])
-        vectors = _in_space(collection, encoded.vectors)
+        good_texts = [texts[index] for index in good]
+        encoded: Encoded = await self._texts.encode(good_texts)
+        vectors = await _in_space(collection, encoded.vectors, good_texts)
         return _queries(collection, len(texts), good, vectors, failures, encoded.timing)
 
 
@@ -321,11 +326,15 @@ def _id_queries(ids: Sequence[str], collection: Collection) -> _Queries:
     return _queries(collection, len(ids), good, vectors, failures, missing_ids=missing)
 
 
-def _in_space(collection: Collection | None, vectors: Vectors) -> Vectors:
+async def _in_space(
+    collection: Collection | None, vectors: Vectors, texts: Sequence[str]
+) -> Vectors:
     """Text vectors in a collection's space."""
     if collection is None or collection.projection is None:
         return vectors
-    return collection.projection.apply(vectors)
+    if sum(map(len, texts)) > CHARACTERS_AT_ONCE:
+        return await asyncio.to_thread(collection.projection.apply, vectors, texts)
+    return collection.projection.apply(vectors, texts)
 
 
 def _filter(message: pb.QueryFilter) -> Filter:

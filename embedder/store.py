@@ -31,9 +31,12 @@ CREATE TABLE IF NOT EXISTS collections (
     kind INTEGER NOT NULL,
     source INTEGER REFERENCES collections (number),
     cols INTEGER NOT NULL,
-    definition BLOB NOT NULL,
     created_seq INTEGER NOT NULL,
     seq INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS definitions (
+    collection INTEGER PRIMARY KEY REFERENCES collections (number),
+    definition BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS texts (hash BLOB PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS items (
@@ -60,8 +63,10 @@ CREATE TABLE IF NOT EXISTS tombstones (
     PRIMARY KEY (collection, id)
 ) WITHOUT ROWID;
 """
-# items.hash: the text's key in `texts`, NULL where the text is empty. items.seq: the last change
-# of the text, and so of the vector. vectors: of a vector collection, or residuals of a derived one.
+# definitions: the DerivedCollection messages. They can have many megabytes, so they are not in rows
+# that every write reads. items.hash: the text's key in `texts`, NULL where the text is empty.
+# items.seq: the last change of the text, and so of the vector. vectors: of a vector collection, or
+# residuals of a derived one.
 
 
 Kind: TypeAlias = pb.CollectionKind.ValueType
@@ -77,8 +82,6 @@ class CollectionRow:
     source: int | None
     """Number of the collection that it is derived from."""
     cols: int
-    definition: bytes
-    """The DerivedCollection message; empty for other kinds."""
     created_seq: int
     seq: int
     """Its own last change."""
@@ -115,7 +118,7 @@ class Store:
                     f"the data directory {folder} belongs to another embedder that is running",
                     reason="DATA_DIR_IN_USE",
                 ) from error
-            self.database = Database(folder / "embedder.sqlite", _SCHEMA)
+            self.database = Database(folder / "embedder.sqlite", _SCHEMA, version=2)
             opened.callback(self.database.close)
             claim = self.database.submit(lambda c: _claim(c, identity, encoder))
             found, filled_by = claim.result()
@@ -164,9 +167,7 @@ def current_seq(connection: sqlite3.Connection) -> int:
 
 # --- collections ---------------------------------------------------------------------------------
 
-_COLLECTION = (
-    "SELECT number, name, kind, source, cols, definition, created_seq, seq FROM collections"
-)
+_COLLECTION = "SELECT number, name, kind, source, cols, created_seq, seq FROM collections"
 
 
 def collections(connection: sqlite3.Connection) -> list[CollectionRow]:
@@ -186,23 +187,34 @@ def derived_from(connection: sqlite3.Connection, number: int) -> list[Collection
     return [CollectionRow(*row) for row in found]
 
 
+def definition(connection: sqlite3.Connection, number: int) -> pb.DerivedCollection:
+    """How a derived collection follows from its source."""
+    query = "SELECT definition FROM definitions WHERE collection = ?"
+    (message,) = connection.execute(query, (number,)).fetchone()
+    return pb.DerivedCollection.FromString(message)
+
+
 def add_collection(
     connection: sqlite3.Connection,
     name: str,
     kind: Kind,
     cols: int,
     source: int | None = None,
-    definition: bytes = b"",
+    derived: pb.DerivedCollection | None = None,
 ) -> CollectionRow:
-    """Inserts a collection whose name is free."""
+    """Inserts a collection whose name is free; a derived one has a source and a definition."""
     seq = next_seq(connection)
     cursor = connection.execute(
-        "INSERT INTO collections (name, kind, source, cols, definition, created_seq, seq) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (name, kind, source, cols, definition, seq, seq),
+        "INSERT INTO collections (name, kind, source, cols, created_seq, seq) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (name, kind, source, cols, seq, seq),
     )
     number = int(cursor.lastrowid or 0)
-    return CollectionRow(number, name, kind, source, cols, definition, seq, seq)
+    if derived is not None:
+        connection.execute(
+            "INSERT INTO definitions VALUES (?, ?)", (number, derived.SerializeToString())
+        )
+    return CollectionRow(number, name, kind, source, cols, seq, seq)
 
 
 def drop_collection(connection: sqlite3.Connection, number: int) -> int:
@@ -213,7 +225,7 @@ def drop_collection(connection: sqlite3.Connection, number: int) -> int:
             "SELECT DISTINCT hash FROM items WHERE collection = ? AND hash IS NOT NULL", (number,)
         )
     ]
-    for table in ("items", "vectors", "tombstones"):
+    for table in ("definitions", "items", "vectors", "tombstones"):
         connection.execute(f"DELETE FROM {table} WHERE collection = ?", (number,))
     _drop_unused_texts(connection, hashes)
     connection.execute("DELETE FROM collections WHERE number = ?", (number,))
@@ -330,6 +342,17 @@ def items_by_id(
     """Items of a text collection."""
     query = f"SELECT id, text, attributes FROM items WHERE collection = {number} AND id"
     return {row[0]: _item(*row) for row in select_in(connection, query, ids)}
+
+
+def texts_by_id(connection: sqlite3.Connection, number: int, ids: Sequence[str]) -> dict[str, str]:
+    """Texts of items of a text collection."""
+    query = f"SELECT id, text FROM items WHERE collection = {number} AND id"
+    return dict(select_in(connection, query, ids))
+
+
+def all_texts(connection: sqlite3.Connection, number: int) -> Iterator[tuple[str, str]]:
+    """Id and text of all items of a text collection."""
+    yield from connection.execute("SELECT id, text FROM items WHERE collection = ?", (number,))
 
 
 def items_after(

@@ -67,7 +67,7 @@ class Writer:
             for position, row in enumerate(moved):
                 if row.hash is not None:
                     block[position] = vectors[row.hash]
-            self._put(collection, [row.id for row in moved], block, residuals, response.seq)
+            self._put(collection, moved, block, residuals, response.seq)
             return response.seq
 
         return await self._collections.commit(apply, change, request, pb.UpsertItemsResponse)
@@ -130,6 +130,7 @@ class Writer:
 
         good, failures = checks.split(request.ids, check)
         rows = {request.ids[index]: vectors[index] for index in good}
+        texts: dict[str, str] = {}
         response = pb.PutVectorsResponse()
 
         def apply(connection: sqlite3.Connection) -> pb.PutVectorsResponse:
@@ -144,6 +145,8 @@ class Writer:
             blobs = ((id, vector.tobytes()) for id, vector in rows.items())
             store.put_vectors(connection, row.number, blobs, response.seq)
             store.touch(connection, row.number, response.seq)
+            if row.source is not None:
+                texts.update(store.texts_by_id(connection, row.source, list(rows)))
             return response
 
         def change() -> int:
@@ -152,7 +155,7 @@ class Writer:
                 block = np.array([rows[id] for id in ids], np.float32)
                 collection.put(ids, block.reshape(-1, collection.row.cols), response.seq)
             else:
-                self._put_residuals(collection, rows, response.seq)
+                self._put_residuals(collection, rows, texts, response.seq)
             return response.seq
 
         return await self._collections.commit(apply, change, request, pb.PutVectorsResponse)
@@ -160,24 +163,28 @@ class Writer:
     def _put(
         self,
         collection: Collection,
-        ids: list[str],
+        items: Sequence[ItemRow],
         vectors: Vectors,
         residuals: Mapping[int, Mapping[str, Row]],
         seq: int,
     ) -> None:
         """New vectors of a text collection, there and in all that is derived from it."""
+        ids, texts = [item.id for item in items], [item.text for item in items]
         collection.put(ids, vectors, seq)
         for derived in self._collections.derived(collection):
             own = residuals.get(derived.row.number, {})
-            derived.index.put(ids, derived.project(ids, vectors, own), seq)
+            derived.index.put(ids, derived.project(ids, vectors, texts, own), seq)
             derived.seq = seq
 
-    def _put_residuals(self, collection: Collection, rows: Mapping[str, Row], seq: int) -> None:
+    def _put_residuals(
+        self, collection: Collection, rows: Mapping[str, Row], texts: Mapping[str, str], seq: int
+    ) -> None:
         source = self._collections.source(collection)
         found = source.index.get(list(rows))
         ids = list(found)
         block = np.array(list(found.values()), np.float32).reshape(-1, source.row.cols)
-        collection.index.put(ids, collection.project(ids, block, rows), seq)
+        projected = collection.project(ids, block, [texts[id] for id in ids], rows)
+        collection.index.put(ids, projected, seq)
         collection.seq = seq
 
     def _without_source(

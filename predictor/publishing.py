@@ -76,12 +76,7 @@ async def publish(embedder: Embedder, version: Version) -> None:
     """
     for name, source in _collections(version).items():
         request = pb.CreateCollectionRequest(
-            name=name,
-            derived=pb.DerivedCollection(
-                source=source,
-                layers=version.projection.to_layers(),
-                normalize=version.projection.normalize,
-            ),
+            name=name, derived=version.projection.to_derived(source)
         )
         await embedder.call(embedder.stub.CreateCollection, request, CALL_S, wait_for_ready=True)
     rows = max(1, min(limits.BATCH, CHUNK_BYTES // (4 * version.config.dims)))

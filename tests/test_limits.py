@@ -52,6 +52,7 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "SearchRequest.queries": QUERIES,
     "SearchRequest.k": (SMALLEST, limits.K),
     "VectorCollection.cols": (SMALLEST, limits.COLS),
+    "TermRows.terms": (SMALLEST, limits.TERMS, SMALLEST, limits.TERM_CHARS),
     "DerivedCollection.layers": (SMALLEST, limits.LAYERS),
     "CreateCollectionRequest.name": (SMALLEST, limits.COLLECTION_CHARS),
     "CreateCollectionRequest.request_id": OPTIONAL_ID,

@@ -376,9 +376,7 @@ class AsyncClient:
             NotFoundError: there is no such source.
         """
         with building():
-            derived = epb.DerivedCollection(
-                source=source, layers=projection.to_layers(), normalize=projection.normalize
-            )
+            derived = projection.to_derived(source)
             request = epb.CreateCollectionRequest(name=name, derived=derived)
         return await self._create(request, request_id, timeout_s)
 

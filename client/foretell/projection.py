@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from foretell import limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import InvalidArgumentError
+from foretell.terms import TermRows
 from foretell.vectors import Vectors, from_block, to_block
 
 
@@ -37,10 +40,11 @@ class AffineLayer:
 
 @dataclass(frozen=True)
 class Projection:
-    """A short stack of affine layers and an optional scaling to length 1."""
+    """A short stack of affine layers, optional rows of terms, an optional scaling to length 1."""
 
     layers: tuple[AffineLayer, ...]
     normalize: bool = False
+    terms: TermRows | None = None
 
     @property
     def cols_in(self) -> int:
@@ -52,20 +56,51 @@ class Projection:
         """Dimensions that it gives."""
         return int(self.layers[-1].weight.shape[0])
 
-    def apply(self, vectors: Vectors, residuals: Vectors | None = None) -> Vectors:
+    def apply(
+        self,
+        vectors: Vectors,
+        texts: Sequence[str] | None = None,
+        residuals: Vectors | None = None,
+    ) -> Vectors:
         """Projects text vectors of shape (rows, cols_in) to (rows, cols).
 
-        `residuals`, of shape (rows, cols), are added before the scaling.
+        Args:
+            texts: (rows,) what the vectors are of; needed where the projection has terms.
+            residuals: (rows, cols) added before the scaling.
+
+        Raises:
+            ValueError: the projection has terms, and there is not one text per vector.
         """
+        if self.terms is None:
+            return self.apply_added(vectors, residuals)
+        if texts is None or len(texts) != len(vectors):
+            given = "none" if texts is None else len(texts)
+            raise ValueError(f"a projection with terms needs {len(vectors)} texts, not {given}")
+        sums = self.terms.sum(texts)
+        return self.apply_added(vectors, sums if residuals is None else sums + residuals)
+
+    def apply_added(self, vectors: Vectors, added: Vectors | None) -> Vectors:
+        """`apply` for who has the terms' sums already: (rows, cols), the residuals in them."""
         out = vectors
         for layer in self.layers:
             out = _activate(out @ layer.weight.T + layer.bias, layer.activation)
-        if residuals is not None:
-            out = out + residuals
+        if added is not None:
+            out = out + added
         if self.normalize:
             # The epsilon leaves a zero vector zero instead of NaN.
             out = out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
         return np.ascontiguousarray(out, dtype=np.float32)
+
+    def to_derived(self, source: str) -> pb.DerivedCollection:
+        """The definition of a collection derived from `source`; `from_derived` reads it."""
+        message = pb.DerivedCollection(
+            source=source, layers=self.to_layers(), normalize=self.normalize
+        )
+        if self.terms is not None and self.terms.terms:
+            message.terms.terms.extend(self.terms.terms)
+            message.terms.idf.CopyFrom(to_block(self.terms.idf[:, None]))
+            message.terms.rows.CopyFrom(to_block(self.terms.rows))
+        return message
 
     def to_layers(self) -> list[pb.AffineLayer]:
         """The layers as messages of the contract."""
@@ -83,9 +118,9 @@ def from_derived(message: pb.DerivedCollection, cols_in: int) -> Projection:
     """Reads and checks the projection of a derived collection over vectors of `cols_in` dims.
 
     Raises:
-        InvalidArgumentError: no or too many layers, shapes that do not fit one another or the
-            source, an unknown activation, numbers that are not finite or so large that a vector
-        could overflow.
+        InvalidArgumentError: no or too many layers or terms, shapes that do not fit one another
+            or the source, an unknown activation, a term that occurs twice, numbers that are not
+            finite or so large that a vector could overflow.
     """
     if not 1 <= len(message.layers) <= limits.LAYERS:
         raise InvalidArgumentError(
@@ -106,7 +141,8 @@ def from_derived(message: pb.DerivedCollection, cols_in: int) -> Projection:
                 reason="BAD_PROJECTION",
                 field=f"{field}.weight",
             )
-    return Projection(tuple(layers), message.normalize)
+    terms = _read_terms(message.terms, cols_in) if message.HasField("terms") else None
+    return Projection(tuple(layers), message.normalize, terms)
 
 
 def _read_layer(layer: pb.AffineLayer, field: str, cols_in: int) -> AffineLayer:
@@ -128,6 +164,38 @@ def _read_layer(layer: pb.AffineLayer, field: str, cols_in: int) -> AffineLayer:
     except ValueError:
         raise fault(f"{field}.activation {layer.activation} is unknown", "activation") from None
     return AffineLayer(weight, bias[0], activation)
+
+
+def _read_terms(message: pb.TermRows, cols: int) -> TermRows:
+    def fault(message: str, where: str) -> InvalidArgumentError:
+        field = f"derived.terms.{where}"
+        return InvalidArgumentError(f"{field} {message}", reason="BAD_PROJECTION", field=field)
+
+    terms = tuple(message.terms)
+    if not 1 <= len(terms) <= limits.TERMS:
+        raise fault(f"has {len(terms):,} terms; 1 to {limits.TERMS:,} are allowed", "terms")
+    for position, term in enumerate(terms):
+        if not 1 <= len(term) <= limits.TERM_CHARS:
+            allowed = f"1 to {limits.TERM_CHARS} are allowed"
+            raise fault(f"has {len(term):,} characters; {allowed}", f"terms[{position}]")
+    if len(set(terms)) < len(terms):
+        twice = next(term for term, count in Counter(terms).items() if count > 1)
+        raise fault(f"has {twice!r} more than once", "terms")
+    idf = from_block(message.idf, "derived.terms.idf")
+    if idf.shape != (len(terms), 1):
+        raise fault(f"is {idf.shape}; ({len(terms)}, 1) is needed", "idf")
+    if not (np.isfinite(idf).all() and (idf > 0).all()):
+        raise fault("has numbers that are not finite and positive", "idf")
+    rows = from_block(message.rows, "derived.terms.rows")
+    if rows.shape != (len(terms), cols):
+        raise fault(f"is {rows.shape}; ({len(terms)}, {cols}) is needed", "rows")
+    # A text's weights have length 1: its sum is no longer than the column (Cauchy-Schwarz).
+    largest = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=0).max())
+    if not largest <= limits.VALUE:  # NaN and infinity too
+        raise fault(
+            f"can give numbers of {largest:.1e}; up to {limits.VALUE:g} are allowed", "rows"
+        )
+    return TermRows(terms, idf[:, 0], rows)
 
 
 def _largest_output(layer: AffineLayer, largest_input: float) -> float:

@@ -137,7 +137,7 @@ def evaluate_version(
     part = part.with_types(config.behavior_types)
     residuals, warm = _residuals(version, dataset.events)
     space = Space(
-        version.projection.apply(dataset.item_vectors, residuals),
+        version.projection.apply(dataset.item_vectors, residuals=residuals),
         version.projection.apply(dataset.text_vectors),
     )
     found = outputs(version.model, part.test, space, config.history_length)

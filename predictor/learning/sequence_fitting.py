@@ -62,7 +62,7 @@ def fit_sequence(
     def space() -> tuple[Projection, Vectors, Space]:
         projection = learner.space.projection(whitening)
         residuals = learner.space.residuals()
-        items = projection.apply(dataset.item_vectors, residuals)
+        items = projection.apply(dataset.item_vectors, residuals=residuals)
         return projection, residuals, Space(items, projection.apply(dataset.text_vectors))
 
     def validate(learner: Learner) -> tuple[float, dict[str, float]]:

@@ -91,9 +91,9 @@ def test_residuals_are_added_before_the_scaling(
     vectors: NDArray[np.float32], residuals: NDArray[np.float32]
 ) -> None:
     one = layer(2, 3)
-    plain = Projection((one,)).apply(vectors, residuals)
+    plain = Projection((one,)).apply(vectors, residuals=residuals)
     np.testing.assert_allclose(plain, Projection((one,)).apply(vectors) + residuals, rtol=1e-6)
-    scaled = Projection((one,), normalize=True).apply(vectors, residuals)
+    scaled = Projection((one,), normalize=True).apply(vectors, residuals=residuals)
     lengths = np.linalg.norm(plain.astype(np.float64), axis=1)
     expected = plain / np.maximum(lengths, 1e-12)[:, None]
     np.testing.assert_allclose(scaled, expected, atol=1e-5)

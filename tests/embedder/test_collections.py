@@ -16,21 +16,27 @@ from foretell.errors import (
     NotFoundError,
 )
 from foretell.projection import Activation, AffineLayer, Projection
+from foretell.terms import TermRows
 from foretell.texts import text_id
 from foretell.vectors import Vectors, to_block
 
 COLS = 12
 
 
-def a_projection(seed: int = 0, *, normalize: bool = False) -> Projection:
+def a_projection(
+    seed: int = 0, *, normalize: bool = False, terms: tuple[str, ...] = ()
+) -> Projection:
     rng = np.random.default_rng(seed)
     weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((6, COLS), (5, 6))]
+    rows = rng.standard_normal((len(terms), 5)).astype(np.float32)
+    idf = rng.uniform(1, 3, len(terms)).astype(np.float32)
     return Projection(
         (
             AffineLayer(weights[0], rng.standard_normal(6).astype(np.float32), Activation.TANH),
             AffineLayer(weights[1], np.zeros(5, np.float32)),
         ),
         normalize,
+        TermRows(terms, idf, rows) if terms else None,
     )
 
 
@@ -40,10 +46,7 @@ def upsert(texts: dict[str, str], collection: str = "", request_id: str = "") ->
 
 
 def derived(name: str, projection: Projection, source: str = "items") -> Any:
-    definition = pb.DerivedCollection(
-        source=source, layers=projection.to_layers(), normalize=projection.normalize
-    )
-    return pb.CreateCollectionRequest(name=name, derived=definition)
+    return pb.CreateCollectionRequest(name=name, derived=projection.to_derived(source))
 
 
 def put(collection: str, rows: dict[str, Vectors]) -> Any:
@@ -73,7 +76,9 @@ class Model:
             return text
         return {
             id: self.derived[name].apply(
-                row[None], self.residuals[name].get(id, np.zeros(5, np.float32))[None]
+                row[None],
+                [self.texts[id]],
+                self.residuals[name].get(id, np.zeros(5, np.float32))[None],
             )[0]
             for id, row in text.items()
         }
@@ -138,7 +143,10 @@ async def test_random_operations_and_restarts(
 
     async def create_derived() -> None:
         name = f"derived.{rng.integers(3)}"
-        projection = a_projection(int(rng.integers(100)), normalize=bool(rng.integers(2)))
+        terms = ("text", "text 3", "3", "7")[: rng.integers(5)]
+        projection = a_projection(
+            int(rng.integers(100)), normalize=bool(rng.integers(2)), terms=terms
+        )
         if name in model.derived:
             await opened.collections.delete(pb.DeleteCollectionRequest(name=name))
         await opened.collections.create(derived(name, projection))

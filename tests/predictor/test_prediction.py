@@ -110,7 +110,7 @@ class Expected:
         residuals = dict(zip(version.item_ids, version.residuals, strict=True))
         self.ids = list(catalogue)
         rows = np.stack([residuals[item_id] for item_id in self.ids])
-        self.items = version.projection.apply(vectors[: len(catalogue)], rows)
+        self.items = version.projection.apply(vectors[: len(catalogue)], residuals=rows)
         by_text = version.projection.apply(vectors[len(catalogue) :])
         tokens = np.zeros((len(history), version.config.dims), np.float32)
         known = np.zeros(len(history), np.bool_)

@@ -78,12 +78,12 @@ class Collection:
         self.changes.pop(item_id, None)
         self.changes[item_id] = self.seq = seq
 
-    def derive(self, source_vector: Row, item_id: str) -> Row:
-        """An id's vector in this derived collection."""
+    def derive(self, source_vector: Row, text: str, item_id: str) -> Row:
+        """The vector in this derived collection of a text; of an item's with its residual."""
         assert self.projection is not None
         residual = self.residuals.get(item_id)
         rows = None if residual is None else residual[None]
-        row: Row = self.projection.apply(source_vector[None], rows)[0]
+        row: Row = self.projection.apply(source_vector[None], [text], rows)[0]
         return row
 
     def matrix(self, ids: Iterable[str]) -> Vectors:

@@ -78,8 +78,9 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
         good, failures = checks.split(
             request.texts, lambda text, index: checks.text(text, f"texts[{index}]")
         )
-        found = stack([self.vector(request.texts[index]) for index in good], COLS)
-        found = found if projection is None else projection.apply(found)
+        texts = [request.texts[index] for index in good]
+        found = stack([self.vector(text) for text in texts], COLS)
+        found = found if projection is None else projection.apply(found, texts)
         vectors = np.zeros((len(request.texts), found.shape[1]), np.float32)
         vectors[good] = found
         return pb.EmbedResponse(vectors=to_block(vectors, element_type), failures=failures)
@@ -132,8 +133,9 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
             else:
                 collection.residuals[item_id] = row
                 source = self.collections[collection.source].vectors[item_id]
-                vector = collection.derive(source, item_id)
-                collection.put(collection.items[item_id], vector, self._next())
+                item = collection.items[item_id]
+                vector = collection.derive(source, item.text, item_id)
+                collection.put(item, vector, self._next())
         return pb.PutVectorsResponse(written=len(rows), failures=failures, seq=self._commit())
 
     def GetItems(self, request: pb.GetItemsRequest, context: object) -> pb.GetItemsResponse:
@@ -209,7 +211,7 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
                 )
                 vectors = {index: self.vector(texts[index]) for index in good}
                 if collection.projection is not None:
-                    vectors = {i: collection.derive(vector, "") for i, vector in vectors.items()}
+                    vectors = {i: collection.derive(v, texts[i], "") for i, v in vectors.items()}
                 return vectors, failures
         ids = request.ids.ids
 
@@ -240,7 +242,7 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
         if collection.source:
             source = self.collections[collection.source]
             for item_id, item in source.items.items():
-                vector = collection.derive(source.vectors[item_id], item_id)
+                vector = collection.derive(source.vectors[item_id], item.text, item_id)
                 collection.put(item, vector, self._next())
         self.collections[request.name] = collection
         self._commit()
@@ -357,7 +359,7 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
     def _put(self, collection: Collection, item: pb.Item, vector: Row) -> None:
         collection.put(item, vector, self._next())
         for each in self._derived(collection):
-            each.put(item, each.derive(vector, item.id), self._next())
+            each.put(item, each.derive(vector, item.text, item.id), self._next())
 
     def _delete(self, collection: Collection, ids: Iterable[str]) -> int:
         """How many of the ids there were, each once."""

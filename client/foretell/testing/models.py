@@ -112,9 +112,9 @@ class FakeModels(pb_grpc.ModelServiceServicer):
         """Derived collections whose vectors are their sources' own."""
         identity = Projection((AffineLayer(np.eye(COLS, dtype=np.float32), np.zeros(COLS, "f4")),))
         for source in ("items", "behaviors"):
-            request = embedder_pb.CreateCollectionRequest(name=f"{model.version}.{source}")
-            request.derived.source = source
-            request.derived.layers.extend(identity.to_layers())
+            request = embedder_pb.CreateCollectionRequest(
+                name=f"{model.version}.{source}", derived=identity.to_derived(source)
+            )
             with contextlib.suppress(AlreadyExistsError):  # from an activation before
                 self._embedder.CreateCollection(request, None)
 

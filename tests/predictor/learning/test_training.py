@@ -19,7 +19,7 @@ import pytest
 from predictor.learning import commands, sources, training
 from predictor.learning.data import history_of
 from predictor.learning.fitting import FitConfig
-from predictor.learning.training import Protocol
+from predictor.learning.splits import Protocol
 from predictor.models import model_dir
 from serving.process import ServiceProcess
 
@@ -122,8 +122,8 @@ def test_the_directory_is_a_version_that_answers(
     residual = dict(zip(version.item_ids, version.residuals, strict=True))
     none = np.zeros(version.config.dims, np.float32)
     residuals = np.array([residual.get(i, none) for i in dataset.events.item_ids])
-    vectors = version.projection.apply(dataset.item_vectors, residuals)
-    part, _ = training.divide(dataset, Protocol())
+    vectors = version.projection.apply(dataset.item_vectors, residuals=residuals)
+    part = training.divide(dataset, Protocol())
     rows = slice(0, len(part.test))
     batch = history_of(part.test, rows, version.config.history_length, vectors, vectors[:0])
     _, queries = version.predict(batch)

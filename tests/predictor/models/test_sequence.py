@@ -151,7 +151,7 @@ def test_the_projection_gives_what_training_saw() -> None:
     learned = ItemSpace(whitening.apply(texts), np.zeros((0, 5), np.float32), np.arange(40), 8, 0.0)
     with torch.no_grad():
         expected = learned.eval().items().numpy()
-    found = learned.projection(whitening).apply(texts, learned.residuals())
+    found = learned.projection(whitening).apply(texts, residuals=learned.residuals())
     assert found == pytest.approx(expected, abs=1e-4)
 
 

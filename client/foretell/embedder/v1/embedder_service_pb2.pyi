@@ -807,9 +807,52 @@ class VectorCollection(_message.Message):
 Global___VectorCollection: _TypeAlias = VectorCollection  # noqa: Y015
 
 @_typing.final
+class TermRows(_message.Message):
+    """Learned rows of a text's terms. The terms are its words in their order (runs
+    of letters, digits and the marks on them, in the Unicode form NFKC, their case
+    folded) and the bigrams of its first three words (with a space between). A
+    term in the text n times weighs (1 + ln n) * idf; the weights of the text's
+    known terms are scaled to a length of 1, then its rows are summed by them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    IDF_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each once. Limit: 1 to 50,000 terms of 1 to 64 characters."""
+
+    @_builtins.property
+    def idf(self) -> _common_pb2.VectorBlock:
+        """terms x 1; positive."""
+
+    @_builtins.property
+    def rows(self) -> _common_pb2.VectorBlock:
+        """terms x cols of the last layer. No sum of a column's squares may pass 1e9
+        squared.
+        """
+
+    def __init__(
+        self,
+        *,
+        terms: _abc.Iterable[_builtins.str] | None = ...,
+        idf: _common_pb2.VectorBlock | None = ...,
+        rows: _common_pb2.VectorBlock | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idf", b"idf", "rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idf", b"idf", "rows", b"rows", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TermRows: _TypeAlias = TermRows  # noqa: Y015
+
+@_typing.final
 class DerivedCollection(_message.Message):
-    """A derived collection: vector(id) = layers(source vector(id)) + residual(id),
-    then divided by its length if `normalize`.
+    """A derived collection: vector(id) = layers(source vector(id)) + terms(source
+    text(id)) + residual(id), then divided by its length if `normalize`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -817,6 +860,7 @@ class DerivedCollection(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     NORMALIZE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """A text collection."""
     normalize: _builtins.bool
@@ -827,16 +871,23 @@ class DerivedCollection(_message.Message):
         pass 1e9 in between. Limit: 1 to 8 layers.
         """
 
+    @_builtins.property
+    def terms(self) -> Global___TermRows:
+        """Absent means none. A new item's vector has them at once, and so has that of
+        a text that is embedded or searched for in this space.
+        """
+
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         layers: _abc.Iterable[Global___AffineLayer] | None = ...,
         normalize: _builtins.bool = ...,
+        terms: Global___TermRows | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "normalize", b"normalize", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "normalize", b"normalize", "source", b"source", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
