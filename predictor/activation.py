@@ -21,7 +21,7 @@ from predictor import publishing, registry
 from predictor.catalog import Catalog
 from predictor.embedder import Embedder
 from predictor.models import model_dir
-from predictor.models.model_dir import Version
+from predictor.models.version import Version
 from predictor.processes import Presence
 from serving.database import Database, first_answer, once
 

@@ -22,7 +22,7 @@ from predictor.activation import Models, ServedModel
 from predictor.batching import Batcher
 from predictor.events import EventStore, PastEvent
 from predictor.fallback import Fallback, PopularItems
-from predictor.models.model_dir import Version
+from predictor.models.version import Version
 from predictor.patience import Patience
 from predictor.reading import Reading, Request, read_batch
 from predictor.retrieval import Hits, Retrieval, VectorSearch

@@ -10,7 +10,7 @@ from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError, NotFoundError
 from foretell.vectors import to_block
 from predictor.embedder import Embedder
-from predictor.models.model_dir import EncoderConfig, Version
+from predictor.models.version import EncoderConfig, Version
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +79,15 @@ async def publish(embedder: Embedder, version: Version) -> None:
             name=name, derived=version.projection.to_derived(source)
         )
         await embedder.call(embedder.stub.CreateCollection, request, CALL_S, wait_for_ready=True)
+    ids = [version.item_ids[at] for at in version.warm]
     rows = max(1, min(limits.BATCH, CHUNK_BYTES // (4 * version.config.dims)))
     absent = 0
-    for begin in range(0, len(version.item_ids), rows):
+    for begin in range(0, len(ids), rows):
         response = await embedder.call(
             embedder.stub.PutVectors,
             pb.PutVectorsRequest(
                 collection=items_collection(version.config.version),
-                ids=version.item_ids[begin : begin + rows],
+                ids=ids[begin : begin + rows],
                 vectors=to_block(version.residuals[begin : begin + rows]),
             ),
             CALL_S,
@@ -96,7 +97,7 @@ async def publish(embedder: Embedder, version: Version) -> None:
     log.info(
         "published %s: %d residuals, %d of them for items that are not there",
         version.config.version,
-        len(version.item_ids),
+        len(ids),
         absent,
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 from foretell.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from foretell.predictor.v1 import model_service_pb2, prediction_service_pb2
 from predictor.models import model_dir
+from predictor.models.version import OWN
 from serving.database import Database
 
 SCHEMA = """
@@ -45,7 +46,7 @@ class RegisteredModel:
     model_type: str
     behavior_types: list[str]
     items: int
-    """Items with a residual of their own."""
+    """Of the catalogue at training."""
     repeats: str
     """allowed or excluded."""
     metrics: dict[str, float]
@@ -120,11 +121,11 @@ def register(db: Database, data_dir: Path, directory: Path) -> str:
         return config.version
     _copy(directory, models_dir(data_dir) / config.version)
     model = {
-        "model_type": config.model_type,
+        "model_type": config.network.model_type,
         "behavior_types": list(config.behavior_types),
         "items": len(version.item_ids),
         "repeats": config.repeats,
-        "metrics": _own_metrics(version.metrics, config.model_type),
+        "metrics": _own_metrics(version.reports["metrics.json"]),
     }
     row = (config.version, time.time_ns() // 1_000, files, json.dumps(model))
     db.submit(
@@ -160,12 +161,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _own_metrics(report: Mapping[str, Any], model_type: str) -> dict[str, float]:
+def _own_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """The version's figures in its metrics.json, such as items.hits_at_10; no baseline's."""
     return {
         f"{part}.{name}": float(value)
         for part in ("items", "types")
-        for name, value in report.get(part, {}).get(model_type, {}).items()
+        for name, value in report.get(part, {}).get(OWN, {}).items()
         if isinstance(value, int | float)
     }
 

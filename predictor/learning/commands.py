@@ -12,6 +12,8 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +28,7 @@ from predictor.learning.fitting import FitConfig
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import SPLITS, Protocol
 from predictor.models import model_dir
-from predictor.models.sequence import MODEL_TYPES
+from predictor.models.encoders import model_types
 from predictor.registry import register
 from predictor.settings import PredictorSettings
 
@@ -97,16 +99,12 @@ def _add_train(commands: Commands) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="directory to write; its name is the version's")  # fmt: skip
     _add_data(command)
-    command.add_argument("--model", choices=MODEL_TYPES, default="lstm", help="default: lstm")
-    command.add_argument(
-        "--epochs", type=_positive, default=FitConfig.epochs, metavar="N",
-        help="at most; training ends early where validation stops improving "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    command.add_argument(
-        "--dims", type=_positive, default=FitConfig.dims, metavar="N",
-        help="dimensions of item and query vectors (default: %(default)s)",
-    )  # fmt: skip
+    command.add_argument("--model", choices=model_types(), help="encoder of the sequence model "
+                         "(default: by the data)")  # fmt: skip
+    command.add_argument("--epochs", type=_positive, metavar="N", help="at most; it ends early "
+                         "where validation stops improving (default: by the data)")  # fmt: skip
+    command.add_argument("--dims", type=_positive, metavar="N", help="of item and query vectors "
+                         " (default: by the data)")  # fmt: skip
     command.set_defaults(run=train, show=_show_train)
 
 
@@ -146,6 +144,12 @@ def _add_data(command: argparse.ArgumentParser) -> None:
                       "without timestamps, random without items")  # fmt: skip
     data.add_argument("--test-share", type=_share, metavar="X",
                       help=f"default: {Protocol.test_share}")  # fmt: skip
+    data.add_argument("--test-from", type=_moment, metavar="TIME", help="the instant of a time or "
+                      "every split (ISO 8601); default: by --test-share")  # fmt: skip
+    data.add_argument("--validation-from", type=_moment, metavar="TIME",
+                      help="the same for the validation part")  # fmt: skip
+    data.add_argument("--hold-out", type=_share, metavar="X", help="share of the items that "
+                      "training does not see, to measure cold ones (default: none)")  # fmt: skip
     data.add_argument("--seed", type=int, metavar="N", help=f"default: {Protocol.seed}")
     texts = command.add_argument_group("text vectors")
     texts.add_argument("--embedder", metavar="HOST:PORT", help="default: one that is started for "
@@ -171,25 +175,35 @@ def _share(text: str) -> float:
     return share
 
 
+def _moment(text: str) -> int:
+    """Microseconds since 1970 of a date or time in ISO 8601, in UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a date or time in ISO 8601") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000_000)
+
+
+def _protocol(options: argparse.Namespace, usual: Protocol) -> Protocol:
+    """What the options say, and the rest as usual."""
+    given = {field.name: getattr(options, field.name) for field in fields(Protocol)}
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
+
+
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Trains a model on files or on a predictor's event store, evaluates it beside the baselines,
     and writes a version directory, which `register` brings to a predictor.
     """
     model_dir.check_absent(options.out)
     model_dir.check_version_name(options.out.name)
-    usual = Protocol()
-    protocol = Protocol(
-        options.split,
-        options.test_share or usual.test_share,
-        usual.seed if options.seed is None else options.seed,
-    )
     with _dataset(options) as dataset:
         trained = training.train(
             dataset,
             options.out,
-            model_type=options.model,
-            protocol=protocol,
-            config=FitConfig(epochs=options.epochs, dims=options.dims),
+            protocol=_protocol(options, Protocol()),
+            config=FitConfig(model_type=options.model, epochs=options.epochs, dims=options.dims),
             progress=True,
         )
     return {"version": trained.version, "path": str(trained.path), **trained.report}
@@ -214,16 +228,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     given, it is the one that the version was trained with.
     """
     version = model_dir.load(options.version)
-    usual = version.metrics.get("protocol", {})
-    protocol = Protocol(
-        options.split or usual.get("split"),
-        options.test_share or usual.get("test_share", Protocol.test_share),
-        usual.get("seed", Protocol.seed) if options.seed is None else options.seed,
-    )
+    known = version.reports["metrics.json"].get("protocol", {})
+    usual = Protocol(**{field.name: known[field.name] for field in fields(Protocol)})
+    protocol = _protocol(options, usual)
     with _dataset(options) as dataset:
         part = training.divide(dataset, protocol)
         exclude = version.config.repeats == "excluded"
-        report = evaluation.evaluate_version(version, dataset, part, exclude_history=exclude)
+        report = evaluation.evaluate_version(version, dataset, part)
         described = training.describe(part, protocol, exclude_history=exclude)
     return {"version": version.config.version, "protocol": described, **report}
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
 from predictor.learning.baselines import item_baselines, type_baselines
-from predictor.learning.data import Events, Targets, history_of
+from predictor.learning.data import Targets, history_of
 from predictor.learning.metrics import (
     Floats,
     ItemScorer,
@@ -24,8 +24,8 @@ from predictor.learning.metrics import (
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
 from predictor.models.history import Ints
-from predictor.models.model_dir import Version, softmax
 from predictor.models.sequence import Outputs, SequenceModel
+from predictor.models.version import OWN, Version, softmax
 
 REPEATS = 0.05
 """Share of repeated purchases in training from which on repeats are answered by default."""
@@ -64,37 +64,31 @@ def type_scorer(found: Outputs, temperature: float) -> TypeScorer:
 
 
 def compare(
-    name: str,
-    found: Outputs,
-    space: Space,
-    temperature: float,
-    part: Split,
-    warm: NDArray[np.bool_],
-    *,
-    exclude_history: bool,
+    version: Version, found: Outputs, space: Space, part: Split, warm: NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """The metrics of the model and of every baseline on the test targets.
+    """The metrics of the version and of every baseline on the test targets.
 
     Args:
-        name: what to call the model.
-        found: its outputs for part.test.
-        temperature: of the type probabilities.
+        found: what the version's network says about part.test.
+        space: the vectors of part's items and texts.
         warm: (items,) whether training saw the item.
 
     Returns:
-        items and types, each from method to metrics; a part is missing where the targets have
-        none of it.
+        items and types, each from method to metrics, the version's OWN first; a part is missing
+        where the targets have none of it.
     """
     test, train = part.test, part.train
+    exclude = version.config.repeats == "excluded"
     report: dict[str, Any] = {}
     if (test.item >= 0).any():
-        scorers = {name: item_scorer(found, space), **item_baselines(train)}
+        scorers = {OWN: item_scorer(found, space), **item_baselines(train)}
         report["items"] = {
-            method: item_metrics(scorer, test, warm, exclude_history=exclude_history)
+            method: item_metrics(scorer, test, warm, exclude_history=exclude)
             for method, scorer in scorers.items()
         }
     if (test.type >= 0).any():
-        type_scorers = {name: type_scorer(found, temperature), **type_baselines(train)}
+        own = type_scorer(found, version.config.type_temperature)
+        type_scorers = {OWN: own, **type_baselines(train)}
         report["types"] = {
             method: measure_types(scorer, test) for method, scorer in type_scorers.items()
         }
@@ -114,9 +108,7 @@ def line_probabilities(scorer: TypeScorer, targets: Targets) -> tuple[Floats, In
     return contexts[targets.row[some]], targets.type[some]
 
 
-def evaluate_version(
-    version: Version, dataset: Dataset, part: Split, *, exclude_history: bool
-) -> dict[str, Any]:
+def evaluate_version(version: Version, dataset: Dataset, part: Split) -> dict[str, Any]:
     """Measures a stored version as training does.
 
     Args:
@@ -135,25 +127,20 @@ def evaluate_version(
             field="encoder",
         )
     part = part.with_types(config.behavior_types)
-    residuals, warm = _residuals(version, dataset.events)
-    space = Space(
-        version.projection.apply(dataset.item_vectors, residuals=residuals),
-        version.projection.apply(dataset.text_vectors),
-    )
-    found = outputs(version.model, part.test, space, config.history_length)
-    return compare(
-        config.model_type, found, space, config.type_temperature, part, warm,
-        exclude_history=exclude_history,
-    )  # fmt: skip
+    space, warm = read_space(version, dataset)
+    found = outputs(version.network, part.test, space, config.history_length)
+    return compare(version, found, space, part, warm)
 
 
-def _residuals(version: Version, events: Events) -> tuple[Vectors, NDArray[np.bool_]]:
-    """(items, dims) residuals in the order of the catalogue, and which items have one."""
-    rows = {item_id: row for row, item_id in enumerate(version.item_ids)}
-    at = np.array([rows.get(item_id, -1) for item_id in events.item_ids], np.int64)
+def read_space(version: Version, dataset: Dataset) -> tuple[Space, NDArray[np.bool_]]:
+    """The data set's vectors in the version's space, and which of its items have a residual."""
+    rows = {version.item_ids[at]: row for row, at in enumerate(version.warm)}
+    at = np.array([rows.get(item_id, -1) for item_id in dataset.events.item_ids], np.int64)
     residuals = np.zeros((len(at), version.config.dims), np.float32)
     residuals[at >= 0] = version.residuals[at[at >= 0]]
-    return residuals, at >= 0
+    apply = version.projection.apply
+    items = apply(dataset.item_vectors, texts=dataset.item_texts, residuals=residuals)
+    return Space(items, apply(dataset.text_vectors, texts=dataset.events.texts)), at >= 0
 
 
 _ITEM_COLUMNS = (

@@ -20,7 +20,7 @@ from predictor.learning.metrics import type_metrics
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
 from predictor.models.history import Ints
-from predictor.models.sequence import SequenceModel
+from predictor.models.version import OWN, Version
 
 TRAIN_CONTEXTS = 20_000
 """Training rows at most, drawn at random, over which the training accuracy is measured."""
@@ -64,37 +64,32 @@ def own_text(dataset: Dataset, share: float, seed: int) -> dict[str, Any]:
 
 
 def next_type(
-    model: SequenceModel,
-    space: Space,
-    part: Split,
-    test_metrics: dict[str, dict[str, Any]],
-    history_length: int,
-    seed: int,
+    version: Version, space: Space, part: Split, measured: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """The sequence model's table.
 
     Args:
-        model: as trained.
+        version: as trained.
         space: text vectors in its space.
         part: training accuracy is measured on part.train.
-        test_metrics: type_metrics of the held-out rows, of methods `model` and `majority`. They
-            are targets only; their histories are the user's true earlier rows.
+        measured: type_metrics of the held-out rows by method. They are targets only; their
+            histories are the user's true earlier rows.
     """
     targets = training_targets(part.train)
     if len(targets) > TRAIN_CONTEXTS:
-        order = np.random.default_rng(seed).permutation(len(targets))
+        order = np.random.default_rng(len(targets)).permutation(len(targets))
         targets = targets.subset(order < TRAIN_CONTEXTS)
-    found = outputs(model, targets, space, history_length)
-    measured = test_metrics["model"]
+    found = outputs(version.network, targets, space, version.config.history_length)
+    own = measured[OWN]
     return {
         # The largest probability is the largest logit, whatever the temperature.
         "train_accuracy": measure_types(type_scorer(found, 1.0), targets)["accuracy"],
-        "validation_accuracy": measured["accuracy"],
-        "majority_accuracy": test_metrics["majority"]["accuracy"],
-        **_summary(measured),
+        "validation_accuracy": own["accuracy"],
+        "majority_accuracy": measured["majority"]["accuracy"],
+        **_summary(own),
         "behavior_types": list(part.train.behavior_types),
         "train_rows": len(part.train),
-        "validation_rows": measured["lines"],
+        "validation_rows": own["lines"],
     }
 
 

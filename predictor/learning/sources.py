@@ -26,7 +26,7 @@ from foretell.types import Item
 from foretell.vectors import Vectors
 from predictor.database import FILE
 from predictor.learning.data import Events, to_events
-from predictor.models.model_dir import EncoderConfig
+from predictor.models.version import EncoderConfig
 from serving.process import started
 
 T = TypeVar("T")
@@ -74,6 +74,8 @@ class Dataset:
     encoder: EncoderConfig
     targets: Sequence[Target] | None
     lineage: dict[str, str | int]
+    item_texts: Sequence[str]
+    """(items,); "" where an item has none."""
 
 
 def read_files(
@@ -240,6 +242,7 @@ def with_vectors(source: Source, client: Client, *, progress: bool = False) -> D
         encoder,
         source.targets,
         source.lineage,
+        item_texts,
     )
 
 

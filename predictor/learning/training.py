@@ -18,15 +18,15 @@ import torch
 from foretell.errors import InvalidArgumentError
 from predictor.learning import calibration, evaluation
 from predictor.learning.data import Targets, history_of, repeat_share
-from predictor.learning.evaluation import Space
+from predictor.learning.evaluation import REPEATS, Space
 from predictor.learning.fitting import FitConfig
-from predictor.learning.sequence_fitting import fit_sequence
+from predictor.learning.sequence_fitting import FittedSequence, fit_sequence
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models import model_dir
+from predictor.models.encoders import model_types
 from predictor.models.history import HistoryBatch
-from predictor.models.model_dir import TrainedVersion, VersionConfig
-from predictor.models.sequence import MODEL_TYPES
+from predictor.models.version import Golden, Version, VersionConfig, softmax
 
 GOLDEN_HISTORIES = 8
 
@@ -47,7 +47,6 @@ def train(
     dataset: Dataset,
     out: Path,
     *,
-    model_type: str = "lstm",
     protocol: Protocol | None = None,
     config: FitConfig | None = None,
     progress: bool = False,
@@ -57,7 +56,6 @@ def train(
     Args:
         dataset: events with vectors, see `sources`.
         out: the directory to write; its name becomes the version's.
-        model_type: one of MODEL_TYPES.
         protocol: how to divide the events.
         config: how to fit; its seed is the protocol's.
         progress: whether to show bars and the training curve on the standard error.
@@ -72,71 +70,79 @@ def train(
     begin = time.monotonic()
     protocol = protocol or Protocol()
     config = replace(config or FitConfig(), seed=protocol.seed)
-    if model_type not in MODEL_TYPES:
-        raise InvalidArgumentError(
-            f"model {model_type!r} is none of {', '.join(MODEL_TYPES)}", field="model"
-        )
     name = model_dir.check_version_name(out.name)
     model_dir.check_absent(out)
+    if config.model_type is not None and config.model_type not in model_types():
+        raise InvalidArgumentError(
+            f"model {config.model_type!r} is none of {', '.join(model_types())}", field="model"
+        )
     part = divide(dataset, protocol)
-    exclude = part.train.has_items and repeat_share(part.train) < evaluation.REPEATS
+    exclude = part.train.has_items and repeat_share(part.train) < REPEATS
     fitted = fit_sequence(dataset, part, config, exclude_history=exclude, progress=progress)
-    network, space = fitted.network, fitted.space
-    length = config.history_length
-    on_validation = evaluation.outputs(network, part.validation, space, length)
-    type_temperature, biases = calibration.type_calibration(on_validation, part.validation)
-    with torch.no_grad():
-        network.type_head.bias.add_(torch.from_numpy(biases).to(network.start.device))
-    on_test = evaluation.outputs(network, part.test, space, length)
+    version = _assemble(name, dataset, part, fitted, exclude_history=exclude)
+    found = evaluation.outputs(
+        version.network, part.test, fitted.space, version.config.history_length
+    )
     report: dict[str, Any] = {
         "protocol": describe(part, protocol, exclude_history=exclude),
-        **evaluation.compare(
-            model_type, on_test, space, type_temperature, part, fitted.warm, exclude_history=exclude
-        ),
+        **evaluation.compare(version, found, fitted.space, part, fitted.warm),
     }
     if not dataset.events.has_items:
         report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
-        measured = {"model": report["types"][model_type], "majority": report["types"]["majority"]}
-        report["next_type"] = own_text.next_type(
-            network, space, part, measured, length, protocol.seed
-        )
-    version = VersionConfig(
-        version=name,
-        model_type=model_type,
-        encoder=dataset.encoder,
-        behavior_types=part.train.behavior_types,
-        history_length=length,
-        dims=config.dims,
-        hidden=config.hidden,
-        repeats="excluded" if exclude else "allowed",
-        has_items=part.train.has_items,
-        has_texts=dataset.events.has_texts,
-        has_times=dataset.events.has_times,
-        type_temperature=type_temperature,
-        item_temperature=calibration.item_temperature(
-            on_validation, space, part.validation, exclude_history=exclude
-        ),
-        candidates=calibration.CANDIDATES,
-        files={},
-    )
+        report["next_type"] = own_text.next_type(version, fitted.space, part, report["types"])
+    reports = {
+        "metrics.json": report,
+        "history.json": [asdict(epoch) for epoch in fitted.curve],
+        "lineage.json": _lineage(dataset, fitted, begin),
+    }
+    version = replace(version, reports=reports)
     model_dir.write(
         out,
-        TrainedVersion(
-            version,
-            network.cpu(),
-            fitted.projection,
-            tuple(i for i, warm in zip(dataset.events.item_ids, fitted.warm, strict=True) if warm),
-            fitted.residuals[fitted.warm],
-            _golden(part.validation, space, length),
-            {
-                "metrics.json": report,
-                "history.json": [asdict(epoch) for epoch in fitted.curve],
-                "lineage.json": _lineage(dataset, config, begin),
-            },
-            plots.draw(fitted.curve, on_test, part.test, type_temperature),
-        ),
+        version,
+        plots.draw(fitted.curve, found, part.test, version.config.type_temperature),
     )
     return Trained(name, out, report)
+
+
+def _assemble(
+    name: str, dataset: Dataset, part: Split, fitted: FittedSequence, *, exclude_history: bool
+) -> Version:
+    """The version with its calibrations, which are fitted on the validation part."""
+    network, space, recipe = fitted.network.cpu(), fitted.space, fitted.recipe
+    found = evaluation.outputs(network, part.validation, space, recipe.history_length)
+    temperature, biases = calibration.type_calibration(found, part.validation)
+    with torch.no_grad():
+        network.type_head.bias.add_(torch.from_numpy(biases))
+    has_items = part.train.has_items
+    config = VersionConfig(
+        version=name,
+        encoder=dataset.encoder,
+        network=network.config,
+        behavior_types=part.train.behavior_types,
+        history_length=recipe.history_length,
+        repeats="excluded" if exclude_history else "allowed",
+        has_items=has_items,
+        has_texts=dataset.events.has_texts,
+        has_times=dataset.events.has_times,
+        horizon=part.horizon,
+        type_temperature=temperature,
+        item_temperature=calibration.item_temperature(
+            found, space, part.validation, exclude_history=exclude_history
+        ),
+        candidates=calibration.CANDIDATES,
+    )
+    warm = np.flatnonzero(fitted.warm)
+    golden = _golden(part.validation, space, recipe.history_length)
+    answers = network.predict(golden)
+    return Version(
+        config,
+        network,
+        fitted.projection,
+        dataset.events.item_ids if has_items else (),
+        warm if has_items else warm[:0],
+        fitted.residuals[warm if has_items else warm[:0]],
+        Golden(golden, softmax(answers.type_logits, temperature), answers.queries),
+    )
 
 
 def divide(dataset: Dataset, protocol: Protocol) -> Split:
@@ -190,11 +196,11 @@ def _golden(targets: Targets, space: Space, history_length: int) -> HistoryBatch
     return replace(some, lengths=np.append(some.lengths, 0))
 
 
-def _lineage(dataset: Dataset, config: FitConfig, begin: float) -> dict[str, Any]:
+def _lineage(dataset: Dataset, fitted: FittedSequence, begin: float) -> dict[str, Any]:
     """What the version was made from and what it took."""
     return {
         "data": dataset.lineage,
-        "fit": asdict(config),
+        "fit": asdict(fitted.recipe),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - begin, 1),
         "peak_memory_bytes": peak_memory_bytes(),

@@ -3,8 +3,8 @@
     config.json             VersionConfig, with the sha256 of every other file
     weights.safetensors     the sequence network, without item vectors
     projection.safetensors  weight_0, bias_0, ...: affine layers from text vector to model space
-    items.safetensors       `residuals` (items, dims) float32; only with an item head
-    items.json              the ids of these rows
+    items.json              the catalogue at training: ids; only with an item head
+    items.safetensors       `warm` (rows,) int64 positions in items.json, `residuals` (rows, dims)
     golden.safetensors      a few histories with the answers expected of the network
     metrics.json  lineage.json  history.json  plots/*.png
 
@@ -19,14 +19,14 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -35,129 +35,11 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Activation, AffineLayer, Projection
 from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
-from predictor.models.sequence import NetworkConfig, SequenceModel, SequenceNetwork
+from predictor.models.sequence import SequenceNetwork
+from predictor.models.version import VERSION_NAME, Golden, Version, VersionConfig
 
 FORMAT = 1
 """Of the directory. A reader refuses any other."""
-
-VERSION_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,48}")
-"""Names that, with `.behaviors` behind them, are names of collections."""
-
-GOLDEN_TOLERANCE = 1e-3
-"""Largest difference to the golden answers: covers other CPUs and libraries, not other weights."""
-
-
-class EncoderConfig(BaseModel):
-    """The text encoder whose vectors the version was trained on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    pooling: str
-    cols: int = Field(gt=0)
-
-
-class VersionConfig(BaseModel):
-    """config.json of a version directory."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    format: Literal[1] = 1
-    version: str = Field(pattern=rf"^{VERSION_NAME.pattern}$")
-    model_type: str
-    encoder: EncoderConfig
-    behavior_types: tuple[str, ...] = Field(min_length=1)
-    """In the order of the network's type logits."""
-    history_length: int = Field(gt=0)
-    """A history is cut to this many last events before it is read."""
-    dims: int = Field(gt=0)
-    """Dimensions of the model's space."""
-    hidden: int = Field(gt=0)
-    repeats: Literal["allowed", "excluded"]
-    """What REPEATS_UNSPECIFIED means: `excluded` where users hardly ever repeat an item."""
-    has_items: bool
-    """Whether there is an item head: publish `VERSION.items`."""
-    has_texts: bool
-    """Whether events carry texts: publish `VERSION.behaviors`."""
-    has_times: bool
-    """Whether time gaps were seen in training; see history_batch."""
-    type_temperature: float = Field(gt=0)
-    """Type probabilities are softmax(logits / type_temperature)."""
-    item_temperature: float = Field(gt=0)
-    """Item probabilities are softmax(scores / item_temperature) over `candidates` best items."""
-    candidates: int = Field(gt=0)
-    activations: tuple[Literal["identity", "relu", "gelu", "tanh"], ...] = ("identity",)
-    """Of the projection's layers."""
-    files: dict[str, str]
-    """sha256 of every other file, by its path within the directory."""
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Histories and the answers that the version gave when it was written."""
-
-    histories: HistoryBatch
-    type_probabilities: NDArray[np.float32]
-    """(histories, behavior_types)."""
-    queries: Vectors
-    """(histories, dims)."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A loaded version directory."""
-
-    path: Path
-    config: VersionConfig
-    model: SequenceModel
-    projection: Projection
-    """From text vectors (encoder.cols) to the model's space (dims); never normalised."""
-    item_ids: tuple[str, ...]
-    """Items with a residual of their own; empty without an item head."""
-    residuals: Vectors
-    """(len(item_ids), dims)."""
-    golden: Golden
-    metrics: dict[str, Any]
-    """metrics.json: see evaluation."""
-
-    def predict(self, batch: HistoryBatch) -> tuple[NDArray[np.float32], Vectors]:
-        """Calibrated type probabilities (histories, types) and queries (histories, dims)."""
-        outputs = self.model.predict(batch)
-        return softmax(outputs.type_logits, self.config.type_temperature), outputs.queries
-
-    def item_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities (rows, k) of the `candidates` best scores (rows, k) of each history."""
-        return softmax(scores, self.config.item_temperature)
-
-    def check_golden(self) -> None:
-        """Recomputes the golden histories.
-
-        Raises:
-            InvalidArgumentError: an answer differs by more than GOLDEN_TOLERANCE.
-        """
-        probabilities, queries = self.predict(self.golden.histories)
-        for name, ours, theirs in (
-            ("type probabilities", probabilities, self.golden.type_probabilities),
-            ("query vectors", queries, self.golden.queries),
-        ):
-            worst = float(np.abs(ours - theirs).max(initial=0.0))
-            if not worst <= GOLDEN_TOLERANCE:  # catches NaN too
-                raise _damaged(
-                    self.path / "golden.safetensors",
-                    f"{name} differ by {worst:.2g}; at most {GOLDEN_TOLERANCE} is allowed",
-                )
-
-
-def softmax(scores: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Row-wise softmax of scores / temperature, safe for large scores."""
-    if not scores.shape[-1]:
-        return scores
-    scaled = scores.astype(np.float64) / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    out: NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
-        np.float32
-    )
-    return out
 
 
 def check_version_name(name: str) -> str:
@@ -166,7 +48,7 @@ def check_version_name(name: str) -> str:
     Raises:
         InvalidArgumentError: it may not.
     """
-    if not VERSION_NAME.fullmatch(name):
+    if not re.fullmatch(VERSION_NAME, name):
         raise InvalidArgumentError(
             f"{name!r} is no version name: 1 to 49 of a-z, 0-9, '.', '_', '-', "
             "the first a letter or digit",
@@ -177,23 +59,6 @@ def check_version_name(name: str) -> str:
 
 
 # Writing
-
-
-@dataclass(frozen=True)
-class TrainedVersion:
-    """All that `write` needs."""
-
-    config: VersionConfig
-    """`files` is filled in by `write`."""
-    network: SequenceNetwork
-    projection: Projection
-    item_ids: tuple[str, ...]
-    residuals: Vectors
-    golden_histories: HistoryBatch
-    reports: dict[str, Any]
-    """File name (metrics.json, ...) to what it holds."""
-    plots: dict[str, bytes]
-    """File name to PNG."""
 
 
 def check_absent(directory: Path) -> None:
@@ -207,8 +72,8 @@ def check_absent(directory: Path) -> None:
         )
 
 
-def write(directory: Path, trained: TrainedVersion) -> None:
-    """Writes a version directory; it appears whole or not at all.
+def write(directory: Path, version: Version, plots: Mapping[str, bytes]) -> None:
+    """Writes a version directory with its plots (PNG by name); it appears whole or not at all.
 
     Raises:
         InvalidArgumentError: the directory exists.
@@ -218,17 +83,18 @@ def write(directory: Path, trained: TrainedVersion) -> None:
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write_files(temporary, trained)
+        _write_files(temporary, version, plots)
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync(directory.parent)
 
 
-def _write_files(directory: Path, trained: TrainedVersion) -> None:
-    files = dict(_contents(trained))
+def _write_files(directory: Path, version: Version, plots: Mapping[str, bytes]) -> None:
+    files = _contents(version)
+    files |= {f"plots/{name}": png for name, png in plots.items()}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    config = trained.config.model_copy(update={"files": hashes})
+    config = version.config.model_copy(update={"files": hashes})
     files["config.json"] = (config.model_dump_json(indent=2) + "\n").encode()
     for name, data in files.items():
         path = directory / name
@@ -240,32 +106,32 @@ def _write_files(directory: Path, trained: TrainedVersion) -> None:
     _sync(directory)
 
 
-def _contents(trained: TrainedVersion) -> list[tuple[str, bytes]]:
-    network = trained.network.eval()
+def _contents(version: Version) -> dict[str, bytes]:
+    network = version.network
     weights = {name: value.float().cpu().numpy() for name, value in network.state_dict().items()}
     layers = {
         f"{kind}_{position}": array
-        for position, layer in enumerate(trained.projection.layers)
+        for position, layer in enumerate(version.projection.layers)
         for kind, array in (("weight", layer.weight), ("bias", layer.bias))
     }
-    outputs = network.predict(trained.golden_histories)
     golden = {
-        **_history_tensors(trained.golden_histories),
-        "type_probabilities": softmax(outputs.type_logits, trained.config.type_temperature),
-        "queries": outputs.queries,
+        **_history_tensors(version.golden.histories),
+        "type_probabilities": version.golden.type_probabilities,
+        "queries": version.golden.queries,
     }
-    files = [
-        ("weights.safetensors", save_tensors(weights)),
-        ("projection.safetensors", save_tensors(layers)),
-        ("golden.safetensors", save_tensors(golden)),
-    ]
-    if trained.config.has_items:
-        residuals = np.ascontiguousarray(trained.residuals, dtype=np.float32)
-        files.append(("items.safetensors", save_tensors({"residuals": residuals})))
-        files.append(("items.json", json.dumps(trained.item_ids, ensure_ascii=False).encode()))
-    files += [(name, _json(report)) for name, report in trained.reports.items()]
-    files += [(f"plots/{name}", png) for name, png in trained.plots.items()]
-    return files
+    files: dict[str, bytes] = {
+        "weights.safetensors": save_tensors(weights),
+        "projection.safetensors": save_tensors(layers),
+        "golden.safetensors": save_tensors(golden),
+    }
+    if version.config.has_items:
+        items: dict[str, NDArray[Any]] = {
+            "warm": version.warm,
+            "residuals": np.ascontiguousarray(version.residuals),
+        }
+        files["items.safetensors"] = save_tensors(items)
+        files["items.json"] = json.dumps(version.item_ids, ensure_ascii=False).encode()
+    return files | {name: _json(report) for name, report in version.reports.items()}
 
 
 def _json(report: Any) -> bytes:
@@ -305,13 +171,16 @@ def load(path: str | os.PathLike[str]) -> Version:
     config = read_config(directory)
     data = {name: _checked(directory, name, digest) for name, digest in config.files.items()}
     projection = _projection(directory, config, data)
-    item_ids, residuals = _items(directory, config, data)
+    item_ids, warm, residuals = _items(directory, config, data)
     network = _network(directory, config, data)
     golden = _golden(directory, config, data)
-    metrics = _parse(directory / "metrics.json", data["metrics.json"])
-    if not isinstance(metrics, dict):
+    reports = {
+        name: _parse(directory / name, data[name])
+        for name in data.keys() & {"metrics.json", "lineage.json", "history.json"}
+    }
+    if not isinstance(reports["metrics.json"], dict):
         raise _damaged(directory / "metrics.json", "not a JSON object")
-    return Version(directory, config, network, projection, item_ids, residuals, golden, metrics)
+    return Version(config, network, projection, item_ids, warm, residuals, golden, reports)
 
 
 def read_config(path: str | os.PathLike[str]) -> VersionConfig:
@@ -338,6 +207,8 @@ def read_config(path: str | os.PathLike[str]) -> VersionConfig:
     missing = _required(config) - config.files.keys()
     if missing:
         raise _damaged(file, f"`files` lacks {', '.join(sorted(missing))}")
+    if config.network.behavior_types != len(config.behavior_types):
+        raise _damaged(file, "network.behavior_types is not the number of behavior_types")
     return config
 
 
@@ -401,9 +272,9 @@ def _projection(directory: Path, config: VersionConfig, data: dict[str, bytes]) 
 
 def _items(
     directory: Path, config: VersionConfig, data: dict[str, bytes]
-) -> tuple[tuple[str, ...], Vectors]:
+) -> tuple[tuple[str, ...], Ints, Vectors]:
     if not config.has_items:
-        return (), np.zeros((0, config.dims), np.float32)
+        return (), np.zeros(0, np.int64), np.zeros((0, config.dims), np.float32)
     names = directory / "items.json"
     ids = _parse(names, data[names.name])
     if not isinstance(ids, list) or not all(isinstance(item_id, str) for item_id in ids):
@@ -411,28 +282,24 @@ def _items(
     if len(set(ids)) != len(ids):
         raise _damaged(names, "an id occurs twice")
     file = directory / "items.safetensors"
-    residuals = _take(file, _tensors(file, data[file.name]), "residuals", (len(ids), config.dims))
-    return tuple(ids), residuals
+    tensors = _tensors(file, data[file.name])
+    warm = _take(file, tensors, "warm", (None,))
+    if warm.dtype != np.int64 or (np.diff(warm, prepend=-1, append=len(ids)) <= 0).any():
+        raise _damaged(file, f"warm are not ascending positions of {len(ids)} items")
+    return tuple(ids), warm, _take(file, tensors, "residuals", (len(warm), config.dims))
 
 
 def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> SequenceNetwork:
     file = directory / "weights.safetensors"
     try:
-        network = SequenceNetwork(
-            NetworkConfig(
-                behavior_types=len(config.behavior_types),
-                dims=config.dims,
-                hidden=config.hidden,
-                model_type=config.model_type,
-            )
-        )
+        network = SequenceNetwork(config.network)
     except ValueError as error:
         raise _damaged(directory / "config.json", str(error)) from None
     expected = network.state_dict()
     tensors = _tensors(file, data[file.name])
     unknown = tensors.keys() - expected.keys()
     if unknown:
-        raise _damaged(file, f"{min(unknown)} belongs to no {config.model_type}")
+        raise _damaged(file, f"{min(unknown)} belongs to no such {config.network.model_type}")
     network.load_state_dict(
         {
             name: torch.from_numpy(_take(file, tensors, name, tuple(value.shape)))

@@ -145,6 +145,7 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
     from predictor.models import model_dir
     from predictor.models.history import history_batch
     from predictor.models.sequence import NetworkConfig, SequenceNetwork
+    from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
 
     def register(version: str, behavior_types: Sequence[str]) -> None:
         with grpc.insecure_channel(embedder_address) as channel:
@@ -152,17 +153,13 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
         dims = 8
         random = np.random.default_rng(0)
         weight = random.normal(size=(dims, info.cols)).astype(np.float32)
-        network = SequenceNetwork(NetworkConfig(len(behavior_types), dims, 8))
-        config = model_dir.VersionConfig(
+        network = SequenceNetwork(NetworkConfig(len(behavior_types), dims, 8)).eval()
+        config = VersionConfig(
             version=version,
-            model_type="lstm",
-            encoder=model_dir.EncoderConfig(
-                name=info.encoder, pooling=info.pooling, cols=info.cols
-            ),
+            encoder=EncoderConfig(name=info.encoder, pooling=info.pooling, cols=info.cols),
             behavior_types=tuple(behavior_types),
             history_length=50,
-            dims=dims,
-            hidden=8,
+            network=network.config,
             repeats="allowed",
             has_items=True,
             has_texts=True,
@@ -170,7 +167,6 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
             type_temperature=1.0,
             item_temperature=1.0,
             candidates=200,
-            files={},
         )
         golden = history_batch(
             np.ones((2, dims), np.float32),
@@ -179,18 +175,19 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
             np.array([0, 5_000_000]),
             np.array([2]),
         )
-        trained = model_dir.TrainedVersion(
+        outputs = network.predict(golden)
+        made = Version(
             config,
             network,
             Projection((AffineLayer(weight, np.zeros(dims, np.float32)),)),
             ("nowhere",),
+            np.arange(1),
             np.ones((1, dims), np.float32),
-            golden,
-            {"metrics.json": {"accuracy": 0.5}},
-            {},
+            Golden(golden, softmax(outputs.type_logits), outputs.queries),
+            {"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}},
         )
         directory = folder / f"version-{next(_numbers)}"
-        model_dir.write(directory, trained)
+        model_dir.write(directory, made, {})
         database = open_database(data)
         try:
             registry.register(database, data, directory)

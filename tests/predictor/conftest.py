@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
 from foretell.projection import AffineLayer, Projection
 from predictor.__main__ import main as predictor_main
 from predictor.models.history import history_batch
-from predictor.models.model_dir import EncoderConfig, TrainedVersion, VersionConfig, write
+from predictor.models.model_dir import write
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
+from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
 from serving.process import ServiceProcess, started
 
 DIMS = 8
@@ -112,12 +114,10 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
     item_ids: Sequence[str] = changes.pop("item_ids", tuple(CATALOGUE))
     config = VersionConfig(
         version=name,
-        model_type="lstm",
         encoder=encoder,
         behavior_types=("view", "buy", "search"),
         history_length=20,
-        dims=DIMS,
-        hidden=16,
+        network=NetworkConfig(behavior_types=3, dims=DIMS, hidden=16),
         repeats="allowed",
         has_items=True,
         has_texts=True,
@@ -125,13 +125,12 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         type_temperature=1.5,
         item_temperature=0.5,
         candidates=20,
-        files={},
     ).model_copy(update=changes)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    network = SequenceNetwork(
-        NetworkConfig(behavior_types=len(config.behavior_types), dims=config.dims, hidden=16)
-    )
+    shape = replace(config.network, behavior_types=len(config.behavior_types))
+    config = config.model_copy(update={"network": shape})
+    network = SequenceNetwork(shape).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.5)
@@ -143,19 +142,20 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         np.array([0, 10, 10, 50, 60, 100]) * 1_000_000,
         np.array([0, 2, 4]),
     )
-    write(
-        directory,
-        TrainedVersion(
-            config,
-            network,
-            Projection((AffineLayer(weight, np.zeros(config.dims, np.float32)),)),
-            tuple(item_ids) if config.has_items else (),
-            rng.standard_normal((len(item_ids), config.dims)).astype(np.float32) * 0.3,
-            golden,
-            {"metrics.json": {"types": {"lstm": {"accuracy": 0.5}}}, "lineage.json": {}},
-            {},
-        ),
+    outputs = network.predict(golden)
+    probabilities = softmax(outputs.type_logits, config.type_temperature)
+    ids = tuple(item_ids) if config.has_items else ()
+    version = Version(
+        config,
+        network,
+        Projection((AffineLayer(weight, np.zeros(config.dims, np.float32)),)),
+        ids,
+        np.arange(len(ids)),
+        rng.standard_normal((len(ids), config.dims)).astype(np.float32) * 0.3,
+        Golden(golden, probabilities, outputs.queries),
+        {"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}, "lineage.json": {}},
     )
+    write(directory, version, {})
     return directory
 
 

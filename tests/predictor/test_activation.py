@@ -25,7 +25,7 @@ from predictor import registry
 from predictor.__main__ import main as predictor_main
 from predictor.database import open_database
 from predictor.models import model_dir
-from predictor.models.model_dir import EncoderConfig
+from predictor.models.version import EncoderConfig
 from serving.process import ServiceProcess
 
 if TYPE_CHECKING:

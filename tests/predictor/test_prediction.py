@@ -19,6 +19,7 @@ from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.vectors import Vectors, from_block
 from predictor.models import model_dir
 from predictor.models.history import history_batch
+from predictor.models.version import Version
 from serving.process import ServiceProcess, started
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def version(
     directory: Path, write_version: Callable[..., Path], catalogue_embedder: ServiceProcess
-) -> model_dir.Version:
+) -> Version:
     """Two users' texts and items for the model `m`."""
     return model_dir.load(write_version(directory / "m", "m"))
 
@@ -43,7 +44,7 @@ def version(
 @pytest.fixture(scope="module")
 def predictor(
     directory: Path,
-    version: model_dir.Version,
+    version: Version,
     catalogue_embedder: ServiceProcess,
     stubs_of: Callable[[grpc.Channel], "Stubs"],
     register_in: Callable[[Path, Path], None],
@@ -98,7 +99,7 @@ class Expected:
 
     def __init__(
         self,
-        version: model_dir.Version,
+        version: Version,
         embedder: embedder_grpc.EmbedderServiceStub,
         catalogue: dict[str, str],
         history: list[event_pb.Event],
@@ -138,7 +139,7 @@ class Expected:
 
 @pytest.fixture
 def expected(
-    version: model_dir.Version,
+    version: Version,
     embedder: embedder_grpc.EmbedderServiceStub,
     catalogue: dict[str, str],
 ) -> Callable[[list[event_pb.Event]], Expected]:
@@ -149,7 +150,7 @@ Expect = Callable[[list[event_pb.Event]], Expected]
 
 
 def test_a_stored_user_gets_what_the_version_says(
-    predictor: "Stubs", expected: Expect, version: model_dir.Version
+    predictor: "Stubs", expected: Expect, version: Version
 ) -> None:
     right = expected([e for e in EVENTS if e.user_id == "ann"])
     answer = predict(predictor, user_id="ann", k=5)
@@ -302,7 +303,7 @@ def test_rank_keeps_the_users_own_items_unless_told(predictor: "Stubs") -> None:
 
 
 def test_a_user_without_history_gets_the_popular_items(
-    predictor: "Stubs", version: model_dir.Version
+    predictor: "Stubs", version: Version
 ) -> None:
     answer = predict(predictor, user_id="nobody", k=6)
     assert answer.fallback_reason == pb.FALLBACK_REASON_NO_HISTORY

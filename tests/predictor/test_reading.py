@@ -13,7 +13,8 @@ from predictor.catalog import Catalog
 from predictor.events import PastEvent
 from predictor.learning.data import history_of, to_events, training_targets
 from predictor.models.history import HistoryBatch
-from predictor.models.model_dir import EncoderConfig, Version, VersionConfig
+from predictor.models.sequence import NetworkConfig
+from predictor.models.version import EncoderConfig, Version, VersionConfig
 from predictor.reading import tokens, type_shares
 
 DIMS = 4
@@ -24,12 +25,10 @@ class FakeVersion:
     def __init__(self) -> None:
         self.config = VersionConfig(
             version="v",
-            model_type="lstm",
             encoder=EncoderConfig(name="e", pooling="mean", cols=3),
             behavior_types=TYPES,
             history_length=5,
-            dims=DIMS,
-            hidden=4,
+            network=NetworkConfig(behavior_types=2, dims=DIMS, hidden=4),
             repeats="allowed",
             has_items=True,
             has_texts=True,
@@ -37,7 +36,6 @@ class FakeVersion:
             type_temperature=1.0,
             item_temperature=1.0,
             candidates=10,
-            files={},
         )
 
 

@@ -59,7 +59,7 @@ def test_own_files_end_in_a_report(files: tuple[Path, Path], tmp_path: Path) -> 
     assert page.count('<section class="card">') >= 3
     assert "fresh " in page
     metrics = json.loads((out / "metrics.json").read_text())
-    assert {"lstm", "popular", "markov"} <= set(metrics["items"])
+    assert {"foretell", "popular", "markov"} <= set(metrics["items"])
     assert metrics["cost"]["peak_memory_mb"]["embedder"] > 100
     for plot in ("training.png", "confusion_matrix.png", "roc.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")

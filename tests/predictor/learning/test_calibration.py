@@ -11,7 +11,7 @@ from predictor.learning.data import Targets, to_events
 from predictor.learning.evaluation import Space
 from predictor.learning.metrics import Floats
 from predictor.models.history import NONE, Ints
-from predictor.models.model_dir import softmax
+from predictor.models.version import softmax
 from predictor.models.sequence import Outputs
 
 

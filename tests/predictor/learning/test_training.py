@@ -88,10 +88,10 @@ def trained(
 def test_the_model_learns_the_rule(trained: tuple[Path, dict[str, Any]]) -> None:
     _, report = trained
     items, types = report["items"], report["types"]
-    assert items["lstm"]["hits_at_10"] > items["popular"]["hits_at_10"] + 0.2
-    assert items["lstm"]["hits_at_10"] >= items["personal_frequency"]["hits_at_10"]
-    assert types["lstm"]["accuracy"] > 0.9 > 0.5 > types["majority"]["accuracy"]
-    assert types["lstm"]["log_loss"] < types["repeat_last"]["log_loss"]
+    assert items["foretell"]["hits_at_10"] > items["popular"]["hits_at_10"] + 0.2
+    assert items["foretell"]["hits_at_10"] >= items["personal_frequency"]["hits_at_10"]
+    assert types["foretell"]["accuracy"] > 0.9 > 0.5 > types["majority"]["accuracy"]
+    assert types["foretell"]["log_loss"] < types["repeat_last"]["log_loss"]
     assert report["protocol"]["split"] == "time"
     assert report["protocol"]["catalogue"] == 48
 
@@ -106,7 +106,7 @@ def test_the_directory_is_a_version_that_answers(
     assert sorted(version.config.behavior_types) == sorted(TYPES)
     assert version.config.has_items
     assert not version.config.has_texts
-    assert version.metrics["items"] == report["items"]
+    assert version.reports["metrics.json"]["items"] == report["items"]
     for name in ("training", "confusion_matrix", "roc"):
         assert (path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     lineage = json.loads((path / "lineage.json").read_text())
@@ -173,9 +173,9 @@ def test_evaluate_with_targets_takes_all_events_as_history(
     status, out, _ = run(arguments, capsys)
     report = json.loads(out)
     assert status == 0
-    assert report["items"]["lstm"]["contexts"] == 3
-    assert report["items"]["lstm"]["cold_targets"] == 1
-    assert report["types"]["lstm"]["lines"] == 3
+    assert report["items"]["foretell"]["contexts"] == 3
+    assert report["items"]["foretell"]["cold_targets"] == 1
+    assert report["types"]["foretell"]["lines"] == 3
 
 
 def test_training_is_reproducible(
@@ -230,7 +230,7 @@ def test_a_killed_training_leaves_nothing(
     assert list(parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("model", ["lstm"])
+@pytest.mark.parametrize("model", ["foretell"])
 def test_from_the_event_store(
     model: str,
     tmp_path: Path,

@@ -17,13 +17,13 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
 from predictor.models import model_dir
 from predictor.models.history import history_batch
-from predictor.models.model_dir import EncoderConfig, TrainedVersion, VersionConfig
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
+from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
 
 DIMS, COLS = 4, 6
 
 
-def trained(name: str, *, has_items: bool = True) -> TrainedVersion:
+def trained(name: str, *, has_items: bool = True) -> Version:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     golden = history_batch(
@@ -31,29 +31,38 @@ def trained(name: str, *, has_items: bool = True) -> TrainedVersion:
         rng.integers(0, 3, 5), np.arange(5) * 10**9, np.array([3, 0, 2]),
     )  # fmt: skip
     config = VersionConfig(
-        version=name, model_type="lstm", encoder=EncoderConfig(name="e", pooling="mean", cols=COLS),
-        behavior_types=("buy", "view"), history_length=50, dims=DIMS, hidden=8, repeats="allowed",
+        version=name, encoder=EncoderConfig(name="e", pooling="mean", cols=COLS),
+        behavior_types=("buy", "view"), history_length=50,
+        network=NetworkConfig(behavior_types=2, dims=DIMS, hidden=8), repeats="allowed",
         has_items=has_items, has_texts=True, has_times=True, type_temperature=1.5,
-        item_temperature=0.7, candidates=200, files={},
+        item_temperature=0.7, candidates=200,
     )  # fmt: skip
     layer = AffineLayer(
         rng.standard_normal((DIMS, COLS)).astype(np.float32), np.ones(DIMS, np.float32)
     )
-    return TrainedVersion(
+    network = SequenceNetwork(config.network).eval()
+    outputs = network.predict(golden)
+    return Version(
         config,
-        SequenceNetwork(NetworkConfig(behavior_types=2, dims=DIMS, hidden=8)),
+        network,
         Projection((layer,)),
-        ("milk", "bread") if has_items else (),
+        ("milk", "bread", "new") if has_items else (),
+        np.arange(2 if has_items else 0),
         rng.standard_normal((2 if has_items else 0, DIMS)).astype(np.float32),
-        golden,
-        {"metrics.json": {"items": {"lstm": {"hits_at_10": 0.25}}}, "lineage.json": {"seed": 1}},
-        {"roc.png": b"not really a picture"},
+        Golden(golden, softmax(outputs.type_logits, 1.5), outputs.queries),
+        {
+            "metrics.json": {"items": {"foretell": {"hits_at_10": 0.25}}},
+            "lineage.json": {"seed": 1},
+        },
     )
+
+
+PLOTS = {"roc.png": b"not really a picture"}
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    model_dir.write(tmp_path / "v1", trained("v1"))
+    model_dir.write(tmp_path / "v1", trained("v1"), PLOTS)
     return tmp_path / "v1"
 
 
@@ -63,20 +72,20 @@ def test_what_is_written_is_read_back(directory: Path) -> None:
     assert version.config.version == "v1"
     assert version.item_ids == expected.item_ids
     assert np.array_equal(version.residuals, expected.residuals)
-    assert version.metrics == expected.reports["metrics.json"]
+    assert version.reports == expected.reports
     assert (directory / "plots" / "roc.png").read_bytes() == b"not really a picture"
     text = np.ones((1, COLS), np.float32)
     assert np.array_equal(version.projection.apply(text), expected.projection.apply(text))
     version.check_golden()
-    outputs = expected.network.eval().predict(expected.golden_histories)
-    probabilities, queries = version.predict(expected.golden_histories)
+    outputs = expected.network.predict(expected.golden.histories)
+    probabilities, queries = version.predict(expected.golden.histories)
     assert queries == pytest.approx(outputs.queries, abs=1e-6)
-    assert probabilities == pytest.approx(model_dir.softmax(outputs.type_logits, 1.5))
+    assert probabilities == pytest.approx(softmax(outputs.type_logits, 1.5))
     assert probabilities.sum(axis=1) == pytest.approx(1)
 
 
 def test_a_version_without_items(tmp_path: Path) -> None:
-    model_dir.write(tmp_path / "types", trained("types", has_items=False))
+    model_dir.write(tmp_path / "types", trained("types", has_items=False), PLOTS)
     version = model_dir.load(tmp_path / "types")
     assert version.item_ids == ()
     assert version.residuals.shape == (0, DIMS)
@@ -93,14 +102,14 @@ def test_nothing_is_left_of_a_writing_that_failed(tmp_path: Path) -> None:
     broken = trained("v1")
     broken.reports["metrics.json"]["value"] = float("nan")  # no JSON
     with pytest.raises(ValueError, match="JSON"):
-        model_dir.write(tmp_path / "v1", broken)
+        model_dir.write(tmp_path / "v1", broken, PLOTS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_directory_is_not_overwritten(directory: Path) -> None:
     before = (directory / "config.json").read_bytes()
     with pytest.raises(InvalidArgumentError, match="exists already"):
-        model_dir.write(directory, trained("v1"))
+        model_dir.write(directory, trained("v1"), PLOTS)
     assert (directory / "config.json").read_bytes() == before
 
 
@@ -135,7 +144,10 @@ def test_a_changed_or_missing_file_is_named(directory: Path, name: str) -> None:
 
 def edit_config(directory: Path, **changes: Any) -> None:
     file = directory / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    config = json.loads(file.read_text())
+    if "network" in changes:
+        changes["network"] = {**config["network"], **changes["network"]}
+    file.write_text(json.dumps({**config, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -145,13 +157,13 @@ def edit_config(directory: Path, **changes: Any) -> None:
         ({"format": None}, "format None"),
         ({"version": "No Name"}, "version"),
         ({"behavior_types": []}, "behavior_types"),
-        ({"dims": 0}, "dims"),
+        ({"history_length": 0}, "history_length"),
         ({"surprise": 1}, "surprise"),
         ({"files": {}}, "lacks"),
-        ({"model_type": "parrot"}, "parrot"),
-        ({"hidden": 9}, "weights.safetensors.*shape"),
-        ({"dims": 5}, "projection.safetensors.*shape"),
-        ({"behavior_types": ["a", "b", "c"]}, "weights.safetensors.*shape"),
+        ({"network": {"model_type": "parrot"}}, "parrot"),
+        ({"network": {"hidden": 9}}, "weights.safetensors.*shape"),
+        ({"network": {"dims": 5}}, "projection.safetensors.*shape"),
+        ({"behavior_types": ["a", "b", "c"]}, "network.behavior_types"),
         ({"history_length": 2}, "golden.safetensors.*lengths"),
         ({"activations": ["identity", "relu"]}, "projection.safetensors"),
     ],
@@ -224,7 +236,12 @@ def test_weights_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize(
     ("ids", "complaint"),
-    [(["a", "a"], "twice"), (["a"], "shape"), ({"a": 1}, "list of ids"), ([1, 2], "list of ids")],
+    [
+        (["a", "a", "b"], "twice"),
+        (["a"], "positions of 1 items"),
+        ({"a": 1}, "list of ids"),
+        ([1, 2], "list of ids"),
+    ],
 )
 def test_item_ids_that_do_not_fit_are_refused(directory: Path, ids: Any, complaint: str) -> None:
     (directory / "items.json").write_text(json.dumps(ids))

@@ -1,0 +1,152 @@
+"""A trained version: all that training makes and serving answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from foretell.errors import InvalidArgumentError
+from foretell.projection import Projection
+from foretell.vectors import Vectors
+from predictor.models.history import HistoryBatch, Ints
+from predictor.models.sequence import NetworkConfig, SequenceNetwork
+
+VERSION_NAME = r"[a-z0-9][a-z0-9._-]{0,48}"
+"""Names that, with `.behaviors` behind them, are names of collections."""
+
+OWN = "foretell"
+"""Name of the version itself among the methods of its reports; the others are baselines."""
+
+GOLDEN_TOLERANCE = 1e-3
+"""Largest difference to the golden answers: covers other CPUs and libraries, not other weights."""
+
+
+class EncoderConfig(BaseModel):
+    """The text encoder whose vectors the version was trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    pooling: str
+    cols: int = Field(gt=0)
+
+
+class VersionConfig(BaseModel):
+    """config.json of a version directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    version: str = Field(pattern=rf"^{VERSION_NAME}$")
+    encoder: EncoderConfig
+    network: NetworkConfig
+    """Shape of the sequence network."""
+    behavior_types: tuple[str, ...] = Field(min_length=1)
+    """In the order of the network's type logits."""
+    history_length: int = Field(gt=0)
+    """Events of a history that the sequence network reads: the last ones."""
+    repeats: Literal["allowed", "excluded"]
+    """What REPEATS_UNSPECIFIED means: `excluded` where users hardly ever repeat an item."""
+    has_items: bool
+    """Whether there is an item head: publish `VERSION.items`."""
+    has_texts: bool
+    """Whether events carry texts: publish `VERSION.behaviors`."""
+    has_times: bool
+    """Whether time gaps were seen in training; see history_batch."""
+    horizon: int = Field(default=0, ge=0)
+    """Microseconds: see history.asked_at."""
+    type_temperature: float = Field(gt=0)
+    """Type probabilities of the network are softmax(logits / type_temperature)."""
+    item_temperature: float = Field(gt=0)
+    """Item probabilities are softmax(scores / item_temperature) over `candidates` best items."""
+    candidates: int = Field(gt=0)
+    activations: tuple[Literal["identity", "relu", "gelu", "tanh"], ...] = ("identity",)
+    """Of the projection's layers."""
+    files: dict[str, str] = {}
+    """sha256 of every other file, by its path within the directory."""
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of the model's space."""
+        return self.network.dims
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Histories and the answers that the version gave when it was made."""
+
+    histories: HistoryBatch
+    type_probabilities: NDArray[np.float32]
+    """(histories, behavior_types)."""
+    queries: Vectors
+    """(histories, dims)."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What answers: made by training, written and read by model_dir."""
+
+    config: VersionConfig
+    network: SequenceNetwork
+    """In evaluation mode, on the CPU."""
+    projection: Projection
+    """From text vectors (encoder.cols) to the model's space (dims); never normalised."""
+    item_ids: tuple[str, ...]
+    """The catalogue at training; empty without an item head."""
+    warm: Ints
+    """(rows,) ascending positions in item_ids of the items that have a residual."""
+    residuals: Vectors
+    """(rows, dims)."""
+    golden: Golden
+    reports: Mapping[str, Any] = field(default_factory=dict)
+    """File name to content of what there is to tell: metrics.json, lineage.json, history.json."""
+
+    @property
+    def name(self) -> str:
+        """Of the version."""
+        return self.config.version
+
+    def predict(self, batch: HistoryBatch) -> tuple[NDArray[np.float32], Vectors]:
+        """Calibrated type probabilities (histories, types) and queries (histories, dims)."""
+        outputs = self.network.predict(batch)
+        return softmax(outputs.type_logits, self.config.type_temperature), outputs.queries
+
+    def item_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities (rows, k) of the `candidates` best scores (rows, k) of each history."""
+        return softmax(scores, self.config.item_temperature)
+
+    def check_golden(self) -> None:
+        """Recomputes the golden histories.
+
+        Raises:
+            InvalidArgumentError: an answer differs by more than GOLDEN_TOLERANCE.
+        """
+        probabilities, queries = self.predict(self.golden.histories)
+        for name, ours, theirs in (
+            ("type probabilities", probabilities, self.golden.type_probabilities),
+            ("query vectors", queries, self.golden.queries),
+        ):
+            worst = float(np.abs(ours - theirs).max(initial=0.0))
+            if not worst <= GOLDEN_TOLERANCE:  # catches NaN too
+                raise InvalidArgumentError(
+                    f"version {self.name}: {name} of golden.safetensors differ by {worst:.2g}; "
+                    f"at most {GOLDEN_TOLERANCE} is allowed",
+                    reason="BAD_MODEL_DIRECTORY",
+                )
+
+
+def softmax(scores: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Row-wise softmax of scores / temperature, safe for large scores."""
+    if not scores.shape[-1]:
+        return scores
+    scaled = scores.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    out: NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
+        np.float32
+    )
+    return out
