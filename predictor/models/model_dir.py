@@ -3,6 +3,8 @@
     config.json             VersionConfig, with the sha256 of every other file
     weights.safetensors     the sequence network, without item vectors
     projection.safetensors  weight_0, bias_0, ...: affine layers from text vector to model space
+    terms.json              the projection's terms, where it has any
+    terms.safetensors       `idf` (terms,), `rows` (terms, dims)
     items.json              the catalogue at training: ids; only with an item head
     items.safetensors       `warm` (rows,) int64 positions in items.json, `residuals` (rows, dims)
     golden.safetensors      a few histories with the answers expected of the network
@@ -33,6 +35,7 @@ from safetensors.numpy import save as save_tensors
 
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Activation, AffineLayer, Projection
+from foretell.terms import TermRows
 from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
 from predictor.models.sequence import SequenceNetwork
@@ -124,6 +127,10 @@ def _contents(version: Version) -> dict[str, bytes]:
         "projection.safetensors": save_tensors(layers),
         "golden.safetensors": save_tensors(golden),
     }
+    terms = version.projection.terms
+    if terms is not None and terms.terms:
+        files["terms.json"] = json.dumps(terms.terms, ensure_ascii=False).encode()
+        files["terms.safetensors"] = save_tensors({"idf": terms.idf, "rows": terms.rows})
     if version.config.has_items:
         items: dict[str, NDArray[Any]] = {
             "warm": version.warm,
@@ -267,7 +274,29 @@ def _projection(directory: Path, config: VersionConfig, data: dict[str, bytes]) 
         cols = weight.shape[0]
         bias = _take(file, tensors, f"bias_{position}", (cols,))
         layers.append(AffineLayer(weight, bias, Activation[activation.upper()]))
-    return Projection(tuple(layers))
+    return Projection(tuple(layers), terms=_terms(directory, config, data))
+
+
+def _terms(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> TermRows | None:
+    if "terms.json" not in data:
+        return None
+    file = directory / "terms.safetensors"
+    if file.name not in data:
+        raise _damaged(directory / "config.json", f"`files` lacks {file.name}")
+    terms = _strings(directory / "terms.json", data["terms.json"], "term")
+    tensors = _tensors(file, data[file.name])
+    idf = _take(file, tensors, "idf", (len(terms),))
+    return TermRows(terms, idf, _take(file, tensors, "rows", (len(terms), config.dims)))
+
+
+def _strings(file: Path, data: bytes, what: str) -> tuple[str, ...]:
+    """A JSON list of different strings."""
+    values = _parse(file, data)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise _damaged(file, f"not a list of {what}s")
+    if len(set(values)) != len(values):
+        raise _damaged(file, f"{'an' if what[0] == 'i' else 'a'} {what} occurs twice")
+    return tuple(values)
 
 
 def _items(
@@ -276,17 +305,13 @@ def _items(
     if not config.has_items:
         return (), np.zeros(0, np.int64), np.zeros((0, config.dims), np.float32)
     names = directory / "items.json"
-    ids = _parse(names, data[names.name])
-    if not isinstance(ids, list) or not all(isinstance(item_id, str) for item_id in ids):
-        raise _damaged(names, "not a list of ids")
-    if len(set(ids)) != len(ids):
-        raise _damaged(names, "an id occurs twice")
+    ids = _strings(names, data[names.name], "id")
     file = directory / "items.safetensors"
     tensors = _tensors(file, data[file.name])
     warm = _take(file, tensors, "warm", (None,))
     if warm.dtype != np.int64 or (np.diff(warm, prepend=-1, append=len(ids)) <= 0).any():
         raise _damaged(file, f"warm are not ascending positions of {len(ids)} items")
-    return tuple(ids), warm, _take(file, tensors, "residuals", (len(warm), config.dims))
+    return ids, warm, _take(file, tensors, "residuals", (len(warm), config.dims))
 
 
 def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> SequenceNetwork:

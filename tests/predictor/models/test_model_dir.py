@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
+from foretell.terms import TermRows
 from predictor.models import model_dir
 from predictor.models.history import history_batch
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
@@ -40,12 +41,17 @@ def trained(name: str, *, has_items: bool = True) -> Version:
     layer = AffineLayer(
         rng.standard_normal((DIMS, COLS)).astype(np.float32), np.ones(DIMS, np.float32)
     )
+    terms = TermRows(
+        ("fine", "fine tea", "tea"),
+        np.array([1.0, 3.0, 2.0], np.float32),
+        rng.standard_normal((3, DIMS)).astype(np.float32),
+    )
     network = SequenceNetwork(config.network).eval()
     outputs = network.predict(golden)
     return Version(
         config,
         network,
-        Projection((layer,)),
+        Projection((layer,), terms=terms),
         ("milk", "bread", "new") if has_items else (),
         np.arange(2 if has_items else 0),
         rng.standard_normal((2 if has_items else 0, DIMS)).astype(np.float32),
@@ -75,7 +81,8 @@ def test_what_is_written_is_read_back(directory: Path) -> None:
     assert version.reports == expected.reports
     assert (directory / "plots" / "roc.png").read_bytes() == b"not really a picture"
     text = np.ones((1, COLS), np.float32)
-    assert np.array_equal(version.projection.apply(text), expected.projection.apply(text))
+    applied = version.projection.apply(text, texts=["fine tea"])
+    assert np.array_equal(applied, expected.projection.apply(text, texts=["fine tea"]))
     version.check_golden()
     outputs = expected.network.predict(expected.golden.histories)
     probabilities, queries = version.predict(expected.golden.histories)
@@ -124,7 +131,8 @@ def test_names_of_collections_fit_the_limit() -> None:
 
 
 FILES = [
-    "weights.safetensors", "projection.safetensors", "items.safetensors", "items.json",
+    "weights.safetensors", "projection.safetensors", "terms.safetensors", "terms.json",
+    "items.safetensors", "items.json",
     "golden.safetensors", "metrics.json", "lineage.json", "plots/roc.png",
 ]  # fmt: skip
 
