@@ -1,0 +1,1 @@
+"""One module per measured claim: `python -m bench.NAME`, the figures as JSON in the last line."""

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from bench.paired import paired_bootstrap
+
+
+def test_the_interval_of_independent_cases_is_that_of_the_normal_approximation():
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=4_000)
+    a = b + rng.normal(0.1, 1, size=4_000)
+    mean, low, high = paired_bootstrap(a, b, np.arange(4_000), 1)
+    error = (a - b).std() / np.sqrt(4_000)
+    assert mean == pytest.approx((a - b).mean())
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
+
+
+def test_cases_of_one_user_are_drawn_together():
+    # A hundred copies of each of twenty users tell as much as twenty users.
+    rng = np.random.default_rng(1)
+    gain = rng.normal(size=20)
+    once = paired_bootstrap(gain, np.zeros(20), np.arange(20), 5)
+    often = paired_bootstrap(
+        np.repeat(gain, 100), np.zeros(2_000), np.repeat(np.arange(20), 100), 5
+    )
+    assert often == pytest.approx(once)
+
+
+def test_a_user_weighs_as_many_cases_as_they_have():
+    a, b = np.array([1.0, 0.0, 0.0, 0.0]), np.zeros(4)
+    mean, low, high = paired_bootstrap(a, b, np.array([7, 9, 9, 9]), 0)
+    assert (mean, low, high) == (0.25, 0.0, 1.0)
+
+
+def test_pairing_takes_out_what_both_have_in_common():
+    rng = np.random.default_rng(2)
+    b = rng.normal(0, 100, size=500)
+    mean, low, high = paired_bootstrap(b + 0.5, b, np.arange(500), 0)
+    assert mean == pytest.approx(0.5)
+    assert (low, high) == pytest.approx((0.5, 0.5))
+
+
+def test_draws_in_parts_are_those_at_once(monkeypatch):
+    a, b, groups = np.arange(30.0), np.zeros(30), np.arange(30)
+    at_once = paired_bootstrap(a, b, groups, 3)
+    monkeypatch.setattr("bench.paired.CELLS", 100)
+    assert paired_bootstrap(a, b, groups, 3) == at_once
+
+
+@pytest.mark.parametrize("size", [0, 2])
+def test_cases_that_cannot_be_paired_are_refused(size):
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_bootstrap(np.zeros(size), np.zeros(size), np.zeros(3, np.int64), 0)
