@@ -18,6 +18,7 @@ from foretell.errors import (
     UnavailableError,
 )
 from foretell.projection import Activation, AffineLayer, Projection
+from foretell.terms import TermRows
 from foretell.types import (
     ActivatedModel,
     BehaviorTypeProbability,
@@ -100,6 +101,7 @@ __all__ = [
     "SearchHits",
     "SearchResult",
     "ShortfallReason",
+    "TermRows",
     "Timings",
     "UnauthenticatedError",
     "UnavailableError",

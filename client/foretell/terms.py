@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,12 @@ def fit_vocabulary(
     return terms, (1 + np.log((1 + total) / (1 + found))).astype(np.float32)
 
 
+def most_terms(cols: int) -> int:
+    """How many terms with rows of `cols` numbers one message can hold beside the layers."""
+    each = 4 * (cols + 1) + 4 * limits.TERM_CHARS  # row, idf and term: 4 bytes a character at most
+    return min(limits.TERMS, limits.MESSAGE_BYTES * 3 // 4 // each)
+
+
 @dataclass(frozen=True, eq=False)
 class TermRows:
     """A vocabulary with a learned row for each term.
@@ -129,7 +135,8 @@ class TermRows:
         index = {term: number for number, term in enumerate(self.terms)}
         if len(index) != len(self.terms):
             raise ValueError("a term occurs twice")
-        if self.idf.shape != (len(index),) or self.rows.shape[:1] != (len(index),):
+        shapes = (self.idf.shape, self.rows.shape[:1], self.rows.ndim)
+        if shapes != ((len(index),), (len(index),), 2):
             raise ValueError(
                 f"{len(index)} terms do not fit idf {self.idf.shape} and rows {self.rows.shape}"
             )
@@ -154,30 +161,6 @@ class TermRows:
                 weighted = self.rows[found.term] * found.weight[:, None]
                 out[start + found.text[starts]] = np.add.reduceat(weighted, starts, axis=0)
         return out
-
-    def tensors(self) -> dict[str, NDArray[np.generic]]:
-        """Everything as arrays, for a safetensors file; `from_tensors` reads them."""
-        names = "\n".join(self.terms).encode()
-        return {
-            "term_names": np.frombuffer(names, dtype=np.uint8),
-            "term_idf": self.idf,
-            "term_rows": self.rows,
-        }
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, NDArray[np.generic]]) -> Self:
-        """Reads what `tensors` gave.
-
-        Raises:
-            ValueError: an array is missing, or they do not fit one another.
-        """
-        missing = {"term_names", "term_idf", "term_rows"} - set(tensors)
-        if missing:
-            raise ValueError(f"missing {', '.join(sorted(missing))}")
-        names = tensors["term_names"].astype(np.uint8, casting="safe").tobytes().decode()
-        idf = np.asarray(tensors["term_idf"], dtype=np.float32)
-        rows = np.asarray(tensors["term_rows"], dtype=np.float32)
-        return cls(tuple(names.split("\n")) if names else (), idf, rows)
 
 
 def _starts(sorted_rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -34,10 +34,10 @@ def layer(weight: Any, **fields: Any) -> pb.AffineLayer:
     return pb.AffineLayer(weight=block, **{"activation": pb.ACTIVATION_IDENTITY} | fields)
 
 
-def derived(source: str, *layers: pb.AffineLayer, normalize: bool = False) -> pb.DerivedCollection:
+def derived(source: str, *layers: pb.AffineLayer, **fields: Any) -> pb.DerivedCollection:
     """A derived collection of 4 dimensions, unless layers are given."""
     chosen = layers or (layer(np.eye(4, COLS)),)
-    return pb.DerivedCollection(source=source, layers=chosen, normalize=normalize)
+    return pb.DerivedCollection(source=source, layers=chosen, **fields)
 
 
 def test_the_built_in_collections_are_there(services: Services) -> None:
@@ -140,6 +140,28 @@ KIND_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"derived": derived("items", layer(np.full((4, COLS), 1e8)))},
         "BAD_PROJECTION",
         "derived.layers[0].weight",
+    ),
+    "terms": (
+        {"derived": derived("items", terms=pb.TermRows(terms=["tea", "tea"]))},
+        "BAD_PROJECTION",
+        "derived.terms.terms",
+    ),
+    "weights of terms": (
+        {"derived": derived("items", terms=pb.TermRows(terms=["tea"], idf=to_block([[0.0]])))},
+        "BAD_PROJECTION",
+        "derived.terms.idf",
+    ),
+    "rows of terms": (
+        {
+            "derived": derived(
+                "items",
+                terms=pb.TermRows(
+                    terms=["tea"], idf=to_block([[1.0]]), rows=to_block(np.full((1, 4), np.inf))
+                ),
+            )
+        },
+        "BAD_PROJECTION",
+        "derived.terms.rows",
     ),
     "activation": (
         {"derived": derived("items", layer(np.eye(4, COLS), activation=pb.ACTIVATION_UNSPECIFIED))},

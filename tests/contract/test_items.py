@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as pb
+from foretell.projection import AffineLayer, Projection
+from foretell.terms import TermRows, fit_vocabulary
 from foretell.texts import text_id
 from foretell.vectors import Vectors, from_block, to_block
 
@@ -460,3 +463,115 @@ def test_activations_bias_and_normalisation(services: Services, texts: str) -> N
     expected = np.tanh(2 * np.maximum(source + np.array([1.0, -1.0, 0.5]), 0))
     expected /= np.linalg.norm(expected)
     np.testing.assert_allclose(vector(services, name, "a"), expected, atol=1e-5)
+
+
+# --- rows of terms --------------------------------------------------------------------------------
+
+TITLES = {
+    "a": "Rose hand cream, 50 ml",
+    "b": "Rose face cream",
+    "c": "Blue sports car",
+    "d": "ROSE Straße café",
+    "e": "",
+}
+
+
+def with_terms(normalize: bool = False) -> Projection:
+    """What a trainer makes: a vocabulary of the titles, its idf, and a row for each term."""
+    rng = np.random.default_rng(5)
+    terms, idf = fit_vocabulary(TITLES.values(), 1)
+    rows = rng.standard_normal((len(terms), 4)).astype(np.float32)
+    weight = rng.standard_normal((4, COLS)).astype(np.float32)
+    bias = rng.standard_normal(4).astype(np.float32)
+    return Projection((AffineLayer(weight, bias),), normalize, TermRows(terms, idf, rows))
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "normalized"])
+def projection(request: pytest.FixtureRequest) -> Projection:
+    return with_terms(request.param)
+
+
+def create_derived(services: Services, source: str, projection: Projection) -> str:
+    name = f"{source}.terms"
+    derived = projection.to_derived(source)
+    services.embedder.CreateCollection(pb.CreateCollectionRequest(name=name, derived=derived))
+    return name
+
+
+def expected(
+    services: Services, projection: Projection, texts: Sequence[str], residuals: Vectors | None
+) -> Vectors:
+    """The vectors as the trainer computes them, from the service's text vectors."""
+    found = services.embedder.Embed(pb.EmbedRequest(texts=[text or "-" for text in texts]))
+    vectors = from_block(found.vectors).copy()
+    vectors[[not text for text in texts]] = 0
+    return projection.apply(vectors, texts, residuals)
+
+
+@pytest.mark.parametrize("first", ["items", "collection"])
+def test_terms_give_what_the_trainer_computes(
+    services: Services, texts: str, projection: Projection, first: str
+) -> None:
+    """Whether the items or the derived collection were there first."""
+    items = [pb.Item(id=id, text=title) for id, title in TITLES.items()]
+    if first == "items":
+        upsert(services, texts, *items)
+    name = create_derived(services, texts, projection)
+    if first == "collection":
+        upsert(services, texts, *items)
+    found = from_block(get(services, name, *TITLES).vectors)
+    wanted = expected(services, projection, list(TITLES.values()), None)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    titles = [title for title in TITLES.values() if title]
+    embedded = services.embedder.Embed(pb.EmbedRequest(texts=titles, collection=name))
+    np.testing.assert_allclose(from_block(embedded.vectors), wanted[:4], atol=1e-5)
+    queries = pb.TextQueries(texts=titles)
+    hits = services.embedder.Search(pb.SearchRequest(collection=name, texts=queries, k=5)).results
+    for query, hit in zip(wanted, hits, strict=False):
+        scores = dict(zip(hit.ids, np.frombuffer(hit.scores, "<f4"), strict=True))
+        for id, row in zip(TITLES, wanted, strict=True):
+            assert scores[id] == pytest.approx(float(query @ row), abs=1e-3)
+
+
+def test_a_changed_text_has_its_own_terms_and_keeps_its_residual(
+    services: Services, texts: str, projection: Projection
+) -> None:
+    upsert(services, texts, pb.Item(id="a", text=TITLES["a"]))
+    name = create_derived(services, texts, projection)
+    residual = np.array([1, 2, 3, 4], np.float32)
+    put(services, name, {"a": residual})
+    for title in TITLES.values():
+        upsert(services, texts, pb.Item(id="a", text=title))
+        wanted = expected(services, projection, [title], residual[None])[0]
+        np.testing.assert_allclose(vector(services, name, "a"), wanted, atol=1e-5)
+    services.embedder.DeleteItems(pb.DeleteItemsRequest(collection=texts, ids=["a"]))
+    assert get(services, name, "a").missing_ids == ["a"]
+    upsert(services, texts, pb.Item(id="a", text=TITLES["b"]))
+    wanted = expected(services, projection, [TITLES["b"]], None)[0]
+    np.testing.assert_allclose(vector(services, name, "a"), wanted, atol=1e-5)
+
+
+def test_long_texts_have_their_terms_too(services: Services, texts: str) -> None:
+    projection = with_terms()
+    name = create_derived(services, texts, projection)
+    long = [f"{word} rose cream " * 1_000 for word in ("hand", "face", "blue")]
+    embedded = services.embedder.Embed(pb.EmbedRequest(texts=long, collection=name))
+    wanted = expected(services, projection, long, None)
+    np.testing.assert_allclose(from_block(embedded.vectors), wanted, atol=1e-5)
+
+
+def test_terms_reach_those_who_watch(services: Services, texts: str) -> None:
+    projection = with_terms()
+    upsert(services, texts, pb.Item(id="a", text=TITLES["a"]))
+    name = create_derived(services, texts, projection)
+    put(services, name, {"a": [0, 0, 0, 1]})
+    stream = services.embedder.WatchItems(pb.WatchItemsRequest(collection=name), timeout=60)
+    wanted = {"a": expected(services, projection, [TITLES["a"]], np.eye(4, dtype="f4")[3:])[0]}
+    changes = next(stream)
+    np.testing.assert_allclose(from_block(changes.vectors), [wanted["a"]], atol=1e-5)
+    upsert(services, texts, pb.Item(id="b", text=TITLES["b"]))
+    changes = next(stream)
+    assert list(changes.ids) == ["b"]
+    wanted["b"] = expected(services, projection, [TITLES["b"]], None)[0]
+    np.testing.assert_allclose(from_block(changes.vectors), [wanted["b"]], atol=1e-5)
+    stream.cancel()

@@ -23,6 +23,8 @@ from foretell.errors import (
     UnavailableError,
     from_rpc_error,
 )
+from foretell.projection import AffineLayer, Projection
+from foretell.terms import TermRows
 from foretell.vectors import from_block
 from serving.process import ServiceProcess
 from serving.settings import load
@@ -186,9 +188,12 @@ def test_killed_it_keeps_what_it_acknowledged(start_embedder: Start, tmp_path: P
     rng = np.random.default_rng(7)
     expected: dict[str, str] = {}
     unsure: set[str] = set()
-    for _ in range(2):
+    for round_ in range(2):
         service = start_embedder("--data-dir", data)
         stub = stub_of(service)
+        if round_ == 0:
+            definition = derived_with_terms().to_derived("items")
+            stub.CreateCollection(pb.CreateCollectionRequest(name="derived", derived=definition))
         check(stub, expected, unsure)
         unsure.clear()
         killer = threading.Timer(float(rng.uniform(0, 0.05)), service.kill)
@@ -216,6 +221,18 @@ def test_killed_it_keeps_what_it_acknowledged(start_embedder: Start, tmp_path: P
     check(stub_of(start_embedder("--data-dir", data)), expected, unsure)
 
 
+def derived_with_terms() -> Projection:
+    """A projection to 4 dimensions; its terms are in some of the texts."""
+    rng = np.random.default_rng(3)
+    terms = ("text", *(f"text {number}" for number in range(0, 30, 3)))
+    rows = rng.standard_normal((len(terms), 4)).astype(np.float32)
+    weight = rng.standard_normal((4, 384)).astype(np.float32)
+    return Projection(
+        (AffineLayer(weight, np.ones(4, np.float32)),),
+        terms=TermRows(terms, rng.uniform(1, 3, len(terms)).astype(np.float32), rows),
+    )
+
+
 def check(stub: rpc.EmbedderServiceStub, expected: dict[str, str], unsure: set[str]) -> None:
     """All but the `unsure` ids are as expected; items, vectors and search agree with another."""
     ids = [f"id {i}" for i in range(40)]
@@ -232,6 +249,14 @@ def check(stub: rpc.EmbedderServiceStub, expected: dict[str, str], unsure: set[s
     if not texts:
         return
     rows = from_block(found.vectors)
+    request = pb.GetItemsRequest(collection="derived", ids=ids, include_vectors=True)
+    derived = stub.GetItems(request)
+    assert [item.id for item in derived.items] == list(texts)
+    np.testing.assert_allclose(
+        from_block(derived.vectors),
+        derived_with_terms().apply(rows, list(texts.values())),
+        atol=1e-5,
+    )
     hits = stub.Search(pb.SearchRequest(vectors=found.vectors, k=40)).results
     for row, item, hit in zip(rows, found.items, hits, strict=True):
         assert set(hit.ids) == texts.keys()
