@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,7 +183,9 @@ class Peer:
         found: dict[str, str] = json.loads(output)
         return found
 
-    def run(self, script: str, arguments: Sequence[str], threads: int) -> Iterator[dict[str, Any]]:
+    def run(
+        self, script: str, arguments: Sequence[str], threads: int
+    ) -> Generator[dict[str, Any], None, None]:
         """Runs bench/peers/SCRIPT there and yields the JSON objects that it prints, line by line.
 
         Raises:

@@ -1,15 +1,19 @@
 import zipfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench import datasets
+from bench.datasets import Files
 from foretell.errors import InvalidArgumentError
 from predictor.learning import sources
+from predictor.learning.data import Events
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     (folder / "beauty").mkdir(parents=True)
     (folder / "beauty" / "sequences.txt").write_text("1 5 6 7\n2 6 5\n")
@@ -32,12 +36,12 @@ def data(tmp_path):
     return folder
 
 
-def read(files):
+def read(files: Files) -> tuple[Events, dict[str, str]]:
     source = sources.read_files(files.events, files.items)
-    return source.events(), {item.id: item.text for item in source.items}
+    return source.events(), {item.id: item.text for item in source.items or ()}
 
 
-def test_beauty_keeps_order_and_titles(data, tmp_path):
+def test_beauty_keeps_order_and_titles(data: Path, tmp_path: Path) -> None:
     events, texts = read(datasets.files("beauty", data, tmp_path / "cache"))
     assert [events.item_ids[item] for item in events.item] == ["5", "6", "7", "6", "5"]
     assert [events.user_ids[user] for user in events.user] == ["1", "1", "1", "2", "2"]
@@ -46,7 +50,7 @@ def test_beauty_keeps_order_and_titles(data, tmp_path):
     assert texts == {"5": 'Nail, "red"', "6": "Soap", "7": ""}
 
 
-def test_movielens_is_opinions_and_tags_by_time(data, tmp_path):
+def test_movielens_is_opinions_and_tags_by_time(data: Path, tmp_path: Path) -> None:
     events, texts = read(datasets.files("movielens", data, tmp_path / "cache"))
     of_one = events.user == events.user_ids.index("1")
     types = [events.behavior_types[each] for each in events.type[of_one]]
@@ -61,7 +65,7 @@ def test_movielens_is_opinions_and_tags_by_time(data, tmp_path):
     }
 
 
-def test_no_two_events_of_a_movielens_user_share_a_basket(data, tmp_path):
+def test_no_two_events_of_a_movielens_user_share_a_basket(data: Path, tmp_path: Path) -> None:
     events, _ = read(datasets.files("movielens", data, tmp_path / "cache"))
     assert (np.diff(events.first_of_basket) == 1).all()
     second = 1_000_000_001 * 1_000_000
@@ -73,11 +77,13 @@ def test_no_two_events_of_a_movielens_user_share_a_basket(data, tmp_path):
     ("rating", "opinion"),
     [(5.0, "like"), (4.0, "like"), (3.5, "neutral"), (3.0, "neutral"), (2.5, "dislike")],
 )
-def test_where_opinions_begin(rating, opinion):
+def test_where_opinions_begin(rating: float, opinion: str) -> None:
     assert datasets.opinion(rating) == opinion
 
 
-def test_files_are_converted_once_and_anew_when_an_original_changes(data, tmp_path):
+def test_files_are_converted_once_and_anew_when_an_original_changes(
+    data: Path, tmp_path: Path
+) -> None:
     first = datasets.files("beauty", data, tmp_path / "cache")
     first.events.write_text("kept")
     assert datasets.files("beauty", data, tmp_path / "cache") == first
@@ -88,8 +94,10 @@ def test_files_are_converted_once_and_anew_when_an_original_changes(data, tmp_pa
     assert second.items.read_text().split() == ["item_id,text", "5,Other"]
 
 
-def test_a_conversion_that_was_cut_short_is_not_taken(data, tmp_path, monkeypatch):
-    def broken(originals, made):
+def test_a_conversion_that_was_cut_short_is_not_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(originals: Sequence[Path], made: Files) -> None:
         made.events.write_text("half")
         raise KeyboardInterrupt
 
@@ -102,6 +110,6 @@ def test_a_conversion_that_was_cut_short_is_not_taken(data, tmp_path, monkeypatc
     assert len(events) == 5
 
 
-def test_a_missing_original_is_named(tmp_path):
+def test_a_missing_original_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"sequences\.txt does not exist; see --help"):
         datasets.files("beauty", tmp_path, tmp_path / "cache")

@@ -1,15 +1,20 @@
 import json
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import harness
 from bench.harness import Budget, Peer
 
-PYTHON = Peer("python", sys.executable)
+PYTHON = Peer("python", Path(sys.executable))
+
+Write = Callable[[str], str]
 
 
-def test_the_last_line_is_the_result(capsys):
+def test_the_last_line_is_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     harness.finish("some", {"python": "3"}, {"a_s": 1.23456789, "b": 7, "c_ms": None})
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == {
@@ -20,33 +25,33 @@ def test_the_last_line_is_the_result(capsys):
     }
 
 
-def test_a_figure_that_is_no_number_is_refused():
+def test_a_figure_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         harness.finish("some", {}, {"a": float("nan")})
 
 
-def test_hardware_names_the_cores():
+def test_hardware_names_the_cores() -> None:
     assert f"{harness.cores()} cores" in harness.hardware()
 
 
-def test_versions_are_those_installed():
+def test_versions_are_those_installed() -> None:
     found = harness.versions("numpy")
     assert found.keys() == {"python", "foretell-services", "numpy"}
 
 
-def test_a_budget_runs_out():
+def test_a_budget_runs_out() -> None:
     budget = Budget(0.0)
     assert budget.left == 0
     assert 0 < Budget(1_000).left <= 1_000
 
 
-def test_options_that_every_benchmark_has():
+def test_options_that_every_benchmark_has() -> None:
     parser = harness.parser("some", "What it does.\n", 60)
     options = parser.parse_args([])
     assert (options.budget_s, options.cache_dir, options.fresh) == (60, harness.CACHE, False)
 
 
-def test_tables_line_up():
+def test_tables_line_up() -> None:
     text = harness.table(["a", "long"], {"x": {"a": "1.25"}, "name": {"a": "2", "long": "3"}})
     assert text.splitlines() == [
         "         a  long",
@@ -56,18 +61,18 @@ def test_tables_line_up():
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch):
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes a script to where those of peers are."""
     monkeypatch.setattr(harness, "PEERS", tmp_path)
 
-    def write(text):
+    def write(text: str) -> str:
         (tmp_path / "script.py").write_text(text)
         return "script.py"
 
     return write
 
 
-def test_a_peer_says_one_object_a_line(script):
+def test_a_peer_says_one_object_a_line(script: Write) -> None:
     name = script(
         "import json, os, sys\n"
         "print(json.dumps({'arguments': sys.argv[1:]}))\n"
@@ -79,7 +84,7 @@ def test_a_peer_says_one_object_a_line(script):
     ]
 
 
-def test_a_peer_that_fails_says_why(script):
+def test_a_peer_that_fails_says_why(script: Write) -> None:
     name = script("print('{}')\nraise SystemExit('no such thing')")
     run = PYTHON.run(name, [], 1)
     assert next(run) == {}
@@ -87,34 +92,36 @@ def test_a_peer_that_fails_says_why(script):
         next(run)
 
 
-def test_a_peer_that_nobody_listens_to_any_more_is_ended(script):
+def test_a_peer_that_nobody_listens_to_any_more_is_ended(script: Write) -> None:
     name = script("import time\nprint('{}', flush=True)\ntime.sleep(600)\n")
     run = PYTHON.run(name, [], 1)
     next(run)
-    run.close()  # waits for the process
+    run.close()  # waits for the process to end
 
 
-def test_what_a_peer_has_installed():
+def test_what_a_peer_has_installed() -> None:
     assert PYTHON.versions("pytest") == {"pytest": pytest.__version__}
 
 
 @pytest.fixture
-def commands(tmp_path, monkeypatch):
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that make environments: written down, not run, but for the folder."""
-    given = []
+    given: list[list[str]] = []
 
-    def run(command, **_):
+    def run(command: list[Any], **_: object) -> None:
         given.append([str(part) for part in command])
         if "venv" in command:
             command[-1].mkdir(parents=True)
 
-    monkeypatch.setattr(harness.subprocess, "run", run)
+    monkeypatch.setattr("subprocess.run", run)
     monkeypatch.setattr(harness, "PEERS", tmp_path)
     (tmp_path / "some.txt").write_text("some==1\n")
     return given
 
 
-def test_an_environment_is_made_once_for_each_content_of_its_file(tmp_path, commands):
+def test_an_environment_is_made_once_for_each_content_of_its_file(
+    tmp_path: Path, commands: list[list[str]]
+) -> None:
     first = harness.peer("some", tmp_path / "cache")
     make, install = commands
     folder = first.python.parent.parent
@@ -128,7 +135,9 @@ def test_an_environment_is_made_once_for_each_content_of_its_file(tmp_path, comm
     assert len(commands) == 4
 
 
-def test_an_environment_that_was_cut_short_is_made_anew(tmp_path, commands):
+def test_an_environment_that_was_cut_short_is_made_anew(
+    tmp_path: Path, commands: list[list[str]]
+) -> None:
     folder = harness.peer("some", tmp_path / "cache").python.parent.parent
     (folder / ".ready").unlink()
     (folder / "half").touch()
@@ -140,19 +149,20 @@ def test_an_environment_that_was_cut_short_is_made_anew(tmp_path, commands):
 KEY = {"version": "1"}
 
 
-def measured(*results):
+class Measured:
     """A measurement that yields these, and counts how often it is made."""
 
-    def measure():
-        measure.runs += 1
-        yield from results
+    def __init__(self, *results: dict[str, Any]) -> None:
+        self.results = results
+        self.runs = 0
 
-    measure.runs = 0
-    return measure
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        self.runs += 1
+        yield from self.results
 
 
-def test_a_result_is_measured_once_for_a_key(tmp_path):
-    first, second = measured({"epochs": 1}, {"epochs": 2}), measured({"epochs": 9})
+def test_a_result_is_measured_once_for_a_key(tmp_path: Path) -> None:
+    first, second = Measured({"epochs": 1}, {"epochs": 2}), Measured({"epochs": 9})
     assert harness.kept(tmp_path, "peer", KEY, first) == ({"epochs": 2}, False)
     assert harness.kept(tmp_path, "peer", KEY, second) == ({"epochs": 2}, True)
     assert second.runs == 0
@@ -160,20 +170,20 @@ def test_a_result_is_measured_once_for_a_key(tmp_path):
     assert harness.kept(tmp_path, "other", KEY, second) == ({"epochs": 9}, False)
 
 
-def test_a_result_that_is_not_enough_or_not_wanted_is_measured_again(tmp_path):
-    harness.kept(tmp_path, "peer", KEY, measured({"epochs": 1}))
-    more = measured({"epochs": 5})
+def test_a_result_that_is_not_enough_or_not_wanted_is_measured_again(tmp_path: Path) -> None:
+    harness.kept(tmp_path, "peer", KEY, Measured({"epochs": 1}))
+    more = Measured({"epochs": 5})
     found = harness.kept(tmp_path, "peer", KEY, more, enough=lambda result: result["epochs"] > 1)
     assert found == ({"epochs": 5}, False)
-    again = measured({"epochs": 6})
+    again = Measured({"epochs": 6})
     assert harness.kept(tmp_path, "peer", KEY, again, fresh=True) == ({"epochs": 6}, False)
 
 
-def test_a_measurement_that_breaks_off_leaves_what_it_had(tmp_path):
-    def measure():
+def test_a_measurement_that_breaks_off_leaves_what_it_had(tmp_path: Path) -> None:
+    def measure() -> Iterator[dict[str, Any]]:
         yield {"epochs": 1}
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         harness.kept(tmp_path, "peer", KEY, measure)
-    assert harness.kept(tmp_path, "peer", KEY, measured()) == ({"epochs": 1}, True)
+    assert harness.kept(tmp_path, "peer", KEY, Measured()) == ({"epochs": 1}, True)

@@ -4,7 +4,7 @@ import pytest
 from bench.paired import paired_bootstrap
 
 
-def test_the_interval_of_independent_cases_is_that_of_the_normal_approximation():
+def test_the_interval_of_independent_cases_is_that_of_the_normal_approximation() -> None:
     rng = np.random.default_rng(0)
     b = rng.normal(size=4_000)
     a = b + rng.normal(0.1, 1, size=4_000)
@@ -15,7 +15,7 @@ def test_the_interval_of_independent_cases_is_that_of_the_normal_approximation()
     assert high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
 
 
-def test_cases_of_one_user_are_drawn_together():
+def test_cases_of_one_user_are_drawn_together() -> None:
     # A hundred copies of each of twenty users tell as much as twenty users.
     rng = np.random.default_rng(1)
     gain = rng.normal(size=20)
@@ -26,13 +26,13 @@ def test_cases_of_one_user_are_drawn_together():
     assert often == pytest.approx(once)
 
 
-def test_a_user_weighs_as_many_cases_as_they_have():
+def test_a_user_weighs_as_many_cases_as_they_have() -> None:
     a, b = np.array([1.0, 0.0, 0.0, 0.0]), np.zeros(4)
     mean, low, high = paired_bootstrap(a, b, np.array([7, 9, 9, 9]), 0)
     assert (mean, low, high) == (0.25, 0.0, 1.0)
 
 
-def test_pairing_takes_out_what_both_have_in_common():
+def test_pairing_takes_out_what_both_have_in_common() -> None:
     rng = np.random.default_rng(2)
     b = rng.normal(0, 100, size=500)
     mean, low, high = paired_bootstrap(b + 0.5, b, np.arange(500), 0)
@@ -40,7 +40,7 @@ def test_pairing_takes_out_what_both_have_in_common():
     assert (low, high) == pytest.approx((0.5, 0.5))
 
 
-def test_draws_in_parts_are_those_at_once(monkeypatch):
+def test_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, groups = np.arange(30.0), np.zeros(30), np.arange(30)
     at_once = paired_bootstrap(a, b, groups, 3)
     monkeypatch.setattr("bench.paired.CELLS", 100)
@@ -48,6 +48,6 @@ def test_draws_in_parts_are_those_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 2])
-def test_cases_that_cannot_be_paired_are_refused(size):
+def test_cases_that_cannot_be_paired_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_bootstrap(np.zeros(size), np.zeros(size), np.zeros(3, np.int64), 0)
