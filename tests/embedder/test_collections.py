@@ -193,7 +193,14 @@ async def test_concurrent_writes_leave_memory_and_store_equal(
 ) -> None:
     opened = open_collections()
     collections = opened.collections
-    await collections.create(derived("d", a_projection()))
+    terms = ("text", *(f"{number}" for number in range(10)), *(f"text {i}" for i in range(4)))
+    projection = a_projection(terms=terms)
+    await collections.create(derived("d", projection))
+
+    async def creations() -> None:
+        """Filled while other writes share their commits."""
+        for number in range(5):
+            await collections.create(derived(f"late.{number}", projection))
 
     async def upserts(worker: int) -> None:
         for round in range(10):
@@ -210,12 +217,14 @@ async def test_concurrent_writes_leave_memory_and_store_equal(
             row = np.full(5, value, np.float32)
             await opened.writer.put_vectors(put("d", {f"id {i}": row for i in range(10)}))
 
-    await asyncio.gather(*(upserts(i) for i in range(4)), deletes(), residuals(1), residuals(2))
+    writes = (deletes(), residuals(1), residuals(2), creations())
+    await asyncio.gather(*(upserts(i) for i in range(4)), *writes)
     ids = [f"id {i}" for i in range(10)]
-    before = [collections.get(name).index.get(ids) for name in ("items", "d")]
+    names = ["items", "d", *(f"late.{number}" for number in range(5))]
+    before = [collections.get(name).index.get(ids) for name in names]
     opened.close()
     reopened = open_collections().collections
-    for name, rows in zip(("items", "d"), before, strict=True):
+    for name, rows in zip(names, before, strict=True):
         after = reopened.get(name).index.get(ids)
         assert after.keys() == rows.keys()
         for id, row in rows.items():
