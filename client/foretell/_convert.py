@@ -321,16 +321,14 @@ def prediction_from_proto(
 ) -> types.Prediction:
     """What a user is likely to do next."""
     return types.Prediction(
-        behavior_types=tuple(
-            types.BehaviorTypeProbability(entry.behavior_type, entry.probability)
-            for entry in message.behavior_types
-        ),
+        behavior_types=_behavior_types(message.behavior_types),
         items=tuple(
             types.ScoredItem(
                 item.item_id,
                 item.interest_score,
                 item.probability,
                 _METHODS.get(item.method, types.Method.UNKNOWN),
+                _behavior_types(item.behavior_types),
             )
             for item in message.items
         ),
@@ -341,7 +339,17 @@ def prediction_from_proto(
         missing_ids=tuple(message.missing_ids),
         pending_texts=message.pending_texts,
         history_events=message.history_events,
+        predicted_behavior_type=message.predicted_behavior_type,
+        expected_gap_s=message.expected_gap_s or None,
         timings=timings_from_proto(timings),
+    )
+
+
+def _behavior_types(
+    entries: Iterable[prediction_service_pb2.BehaviorTypeProbability],
+) -> tuple[types.BehaviorTypeProbability, ...]:
+    return tuple(
+        types.BehaviorTypeProbability(entry.behavior_type, entry.probability) for entry in entries
     )
 
 

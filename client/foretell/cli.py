@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from foretell import limits, types
@@ -178,6 +178,15 @@ def _imported(
 # --- Questions ------------------------------------------------------------------------------------
 
 
+def _outlook(prediction: types.Prediction) -> str:
+    """What comes next, in a line."""
+    text = f"next: {prediction.predicted_behavior_type or 'nothing is known'}"
+    if prediction.expected_gap_s:
+        wait = timedelta(seconds=round(prediction.expected_gap_s))
+        text += f", about {wait} after the last event"
+    return text
+
+
 def _predict(client: Client, options: argparse.Namespace) -> int:
     prediction = client.predict(options.user, k=options.k, repeats=options.repeats)
     ids = [item.item_id for item in prediction.items]
@@ -185,6 +194,7 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
     lines = [
         f"{options.user}: {prediction.history_events:,} events, "
         f"model {prediction.model_version or '(none active)'}",
+        _outlook(prediction),
         "",
         table(
             ("next behavior", "probability"),

@@ -370,6 +370,9 @@ class ScoredItem:
     """That the next item is this one, given that it is one of the `Prediction.candidates` best;
     0 where the method gives none."""
     method: Method
+    behavior_types: tuple[BehaviorTypeProbability, ...] = ()
+    """In a Rank, of a model that has learned it: what the user would do with this item, most
+    probable first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +397,11 @@ class Prediction:
     """Events of the history whose text has no vector yet."""
     history_events: int
     """Events of the history that the answer rests on."""
+    predicted_behavior_type: str
+    """The type to name where only one can be named: by the model's decision rule, which gives rare
+    types their due, so it need not be the most probable one. Empty where nothing is known."""
+    expected_gap_s: float | None
+    """The model's estimate of the seconds from the last event to the next; None: it has none."""
     timings: Timings
     """Of the call that answered."""
 

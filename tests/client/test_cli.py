@@ -146,11 +146,13 @@ def test_predict(filled: Run) -> None:
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "ann: 2 events, model (none active)"
-    assert lines[2].split() == ["next", "behavior", "probability"]
-    assert {line.split()[0] for line in lines[3:5]} == {"buy", "view"}
-    assert lines[6].split() == ["item", "interest", "probability", "by", "text"]
-    assert lines[7].split()[0] in {"tea", "cup"}
-    assert lines[7].endswith(("black tea", "tea cup"))
+    assert lines[1] in {"next: buy", "next: view"}
+    assert lines[3].split() == ["next", "behavior", "probability"]
+    assert {line.split()[0] for line in lines[4:6]} == {"buy", "view"}
+    assert lines[4].split()[0] == lines[1].removeprefix("next: ")
+    assert lines[7].split() == ["item", "interest", "probability", "by", "text"]
+    assert lines[8].split()[0] in {"tea", "cup"}
+    assert lines[8].endswith(("black tea", "tea cup"))
     assert "the items are not the model's: no_model" in out
 
 

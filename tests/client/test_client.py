@@ -179,7 +179,13 @@ PREDICTION = prediction_pb.Prediction(
     behavior_types=[prediction_pb.BehaviorTypeProbability(behavior_type="buy", probability=1)],
     items=[
         prediction_pb.ScoredItem(
-            item_id="i", interest_score=2, probability=0.5, method=prediction_pb.METHOD_POPULAR
+            item_id="i",
+            interest_score=2,
+            probability=0.5,
+            method=prediction_pb.METHOD_POPULAR,
+            behavior_types=[
+                prediction_pb.BehaviorTypeProbability(behavior_type="buy", probability=1)
+            ],
         )
     ],
     model_version="v",
@@ -189,11 +195,21 @@ PREDICTION = prediction_pb.Prediction(
     missing_ids=["gone"],
     pending_texts=1,
     history_events=2,
+    predicted_behavior_type="buy",
+    expected_gap_s=60,
 )
 CLIENT_TIMINGS = foretell.Timings(total_us=5, search_us=2)
 CLIENT_PREDICTION = foretell.Prediction(
     (foretell.BehaviorTypeProbability("buy", 1.0),),
-    (foretell.ScoredItem("i", 2.0, 0.5, foretell.Method.POPULAR),),
+    (
+        foretell.ScoredItem(
+            "i",
+            2.0,
+            0.5,
+            foretell.Method.POPULAR,
+            (foretell.BehaviorTypeProbability("buy", 1.0),),
+        ),
+    ),
     "v",
     foretell.FallbackReason.NO_HISTORY,
     foretell.ShortfallReason.FILTERED,
@@ -201,6 +217,8 @@ CLIENT_PREDICTION = foretell.Prediction(
     ("gone",),
     1,
     2,
+    "buy",
+    60.0,
     CLIENT_TIMINGS,
 )
 QUERY = prediction_pb.PredictionQuery(
@@ -287,12 +305,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Message, Message, A
         ("c", "items", PROJECTION),
         {},
         "CreateCollection",
-        epb.CreateCollectionRequest(
-            name="c",
-            derived=epb.DerivedCollection(
-                source="items", layers=PROJECTION.to_layers(), normalize=True
-            ),
-        ),
+        epb.CreateCollectionRequest(name="c", derived=PROJECTION.to_derived("items")),
         epb.CreateCollectionResponse(collection=COLLECTION),
         CLIENT_COLLECTION,
     ),

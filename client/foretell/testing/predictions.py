@@ -94,8 +94,10 @@ class FakePredictions(pb_grpc.PredictionServiceServicer):
         asked = self._read(query, rank)
         model = self._models.active
         reason = self._fallback_reason(model, asked.history)
+        types = self._types(model, asked.history)
         prediction = pb.Prediction(
-            behavior_types=self._types(model, asked.history),
+            behavior_types=types,
+            predicted_behavior_type=types[0].behavior_type if types else "",
             model_version=model.version if model else "",
             fallback_reason=reason,
             missing_ids=asked.missing,
@@ -119,6 +121,7 @@ class FakePredictions(pb_grpc.PredictionServiceServicer):
                     interest_score=scores[item_id],
                     probability=probability,
                     method=method,
+                    behavior_types=types if model and rank is not None else (),
                 )
         if len(prediction.items) < asked.k - asked.absent:
             prediction.shortfall_reason = (

@@ -26,41 +26,41 @@ from foretell.common.v1 import common_pb2 as foretell_dot_common_dot_v1_dot_comm
 from foretell.predictor.v1 import event_service_pb2 as foretell_dot_predictor_dot_v1_dot_event__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.foretell/predictor/v1/prediction_service.proto\x12\x15\x66oretell.predictor.v1\x1a\x1f\x66oretell/common/v1/common.proto\x1a)foretell/predictor/v1/event_service.proto\"\xc7\x01\n\x0fPredictionQuery\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12-\n\x07history\x18\x02 \x03(\x0b\x32\x1c.foretell.predictor.v1.Event\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0e\x61llow_item_ids\x18\x04 \x03(\t\x12\x15\n\rdeny_item_ids\x18\x05 \x03(\t\x12/\n\x07repeats\x18\x06 \x01(\x0e\x32\x1e.foretell.predictor.v1.RepeatsB\x04\n\x02_k\"E\n\x17\x42\x65haviorTypeProbability\x12\x15\n\rbehavior_type\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"y\n\nScoredItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x16\n\x0einterest_score\x18\x02 \x01(\x02\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12-\n\x06method\x18\x04 \x01(\x0e\x32\x1d.foretell.predictor.v1.Method\"\xf7\x02\n\nPrediction\x12\x46\n\x0e\x62\x65havior_types\x18\x01 \x03(\x0b\x32..foretell.predictor.v1.BehaviorTypeProbability\x12\x30\n\x05items\x18\x02 \x03(\x0b\x32!.foretell.predictor.v1.ScoredItem\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12>\n\x0f\x66\x61llback_reason\x18\x04 \x01(\x0e\x32%.foretell.predictor.v1.FallbackReason\x12@\n\x10shortfall_reason\x18\x05 \x01(\x0e\x32&.foretell.predictor.v1.ShortfallReason\x12\x12\n\ncandidates\x18\x06 \x01(\r\x12\x13\n\x0bmissing_ids\x18\x07 \x03(\t\x12\x15\n\rpending_texts\x18\x08 \x01(\r\x12\x16\n\x0ehistory_events\x18\t \x01(\r\"G\n\x0ePredictRequest\x12\x35\n\x05query\x18\x01 \x01(\x0b\x32&.foretell.predictor.v1.PredictionQuery\"v\n\x0fPredictResponse\x12\x35\n\nprediction\x18\x01 \x01(\x0b\x32!.foretell.predictor.v1.Prediction\x12,\n\x07timings\x18\x02 \x01(\x0b\x32\x1b.foretell.common.v1.Timings\"M\n\x12PredictManyRequest\x12\x37\n\x07queries\x18\x01 \x03(\x0b\x32&.foretell.predictor.v1.PredictionQuery\"\xb1\x01\n\x13PredictManyResponse\x12\x36\n\x0bpredictions\x18\x01 \x03(\x0b\x32!.foretell.predictor.v1.Prediction\x12\x34\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\".foretell.common.v1.ElementFailure\x12,\n\x07timings\x18\x03 \x01(\x0b\x32\x1b.foretell.common.v1.Timings\"V\n\x0bRankRequest\x12\x35\n\x05query\x18\x01 \x01(\x0b\x32&.foretell.predictor.v1.PredictionQuery\x12\x10\n\x08item_ids\x18\x02 \x03(\t\"s\n\x0cRankResponse\x12\x35\n\nprediction\x18\x01 \x01(\x0b\x32!.foretell.predictor.v1.Prediction\x12,\n\x07timings\x18\x02 \x01(\x0b\x32\x1b.foretell.common.v1.Timings*M\n\x07Repeats\x12\x17\n\x13REPEATS_UNSPECIFIED\x10\x00\x12\x13\n\x0fREPEATS_ALLOWED\x10\x01\x12\x14\n\x10REPEATS_EXCLUDED\x10\x02*y\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cMETHOD_MODEL\x10\x01\x12\x12\n\x0eMETHOD_CONTENT\x10\x02\x12\x1d\n\x19METHOD_PERSONAL_FREQUENCY\x10\x03\x12\x12\n\x0eMETHOD_POPULAR\x10\x04*\xbb\x01\n\x0e\x46\x61llbackReason\x12\x1f\n\x1b\x46\x41LLBACK_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41LLBACK_REASON_NO_MODEL\x10\x01\x12\x1e\n\x1a\x46\x41LLBACK_REASON_NO_HISTORY\x10\x02\x12 \n\x1c\x46\x41LLBACK_REASON_NO_ITEM_HEAD\x10\x03\x12(\n$FALLBACK_REASON_EMBEDDER_UNAVAILABLE\x10\x04*|\n\x0fShortfallReason\x12 \n\x1cSHORTFALL_REASON_UNSPECIFIED\x10\x00\x12(\n$SHORTFALL_REASON_CATALOGUE_EXHAUSTED\x10\x01\x12\x1d\n\x19SHORTFALL_REASON_FILTERED\x10\x02\x32\xa4\x02\n\x11PredictionService\x12X\n\x07Predict\x12%.foretell.predictor.v1.PredictRequest\x1a&.foretell.predictor.v1.PredictResponse\x12\x64\n\x0bPredictMany\x12).foretell.predictor.v1.PredictManyRequest\x1a*.foretell.predictor.v1.PredictManyResponse\x12O\n\x04Rank\x12\".foretell.predictor.v1.RankRequest\x1a#.foretell.predictor.v1.RankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.foretell/predictor/v1/prediction_service.proto\x12\x15\x66oretell.predictor.v1\x1a\x1f\x66oretell/common/v1/common.proto\x1a)foretell/predictor/v1/event_service.proto\"\xc7\x01\n\x0fPredictionQuery\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12-\n\x07history\x18\x02 \x03(\x0b\x32\x1c.foretell.predictor.v1.Event\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0e\x61llow_item_ids\x18\x04 \x03(\t\x12\x15\n\rdeny_item_ids\x18\x05 \x03(\t\x12/\n\x07repeats\x18\x06 \x01(\x0e\x32\x1e.foretell.predictor.v1.RepeatsB\x04\n\x02_k\"E\n\x17\x42\x65haviorTypeProbability\x12\x15\n\rbehavior_type\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"\xc1\x01\n\nScoredItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x16\n\x0einterest_score\x18\x02 \x01(\x02\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12-\n\x06method\x18\x04 \x01(\x0e\x32\x1d.foretell.predictor.v1.Method\x12\x46\n\x0e\x62\x65havior_types\x18\x05 \x03(\x0b\x32..foretell.predictor.v1.BehaviorTypeProbability\"\xb0\x03\n\nPrediction\x12\x46\n\x0e\x62\x65havior_types\x18\x01 \x03(\x0b\x32..foretell.predictor.v1.BehaviorTypeProbability\x12\x30\n\x05items\x18\x02 \x03(\x0b\x32!.foretell.predictor.v1.ScoredItem\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12>\n\x0f\x66\x61llback_reason\x18\x04 \x01(\x0e\x32%.foretell.predictor.v1.FallbackReason\x12@\n\x10shortfall_reason\x18\x05 \x01(\x0e\x32&.foretell.predictor.v1.ShortfallReason\x12\x12\n\ncandidates\x18\x06 \x01(\r\x12\x13\n\x0bmissing_ids\x18\x07 \x03(\t\x12\x15\n\rpending_texts\x18\x08 \x01(\r\x12\x16\n\x0ehistory_events\x18\t \x01(\r\x12\x1f\n\x17predicted_behavior_type\x18\n \x01(\t\x12\x16\n\x0e\x65xpected_gap_s\x18\x0b \x01(\x01\"G\n\x0ePredictRequest\x12\x35\n\x05query\x18\x01 \x01(\x0b\x32&.foretell.predictor.v1.PredictionQuery\"v\n\x0fPredictResponse\x12\x35\n\nprediction\x18\x01 \x01(\x0b\x32!.foretell.predictor.v1.Prediction\x12,\n\x07timings\x18\x02 \x01(\x0b\x32\x1b.foretell.common.v1.Timings\"M\n\x12PredictManyRequest\x12\x37\n\x07queries\x18\x01 \x03(\x0b\x32&.foretell.predictor.v1.PredictionQuery\"\xb1\x01\n\x13PredictManyResponse\x12\x36\n\x0bpredictions\x18\x01 \x03(\x0b\x32!.foretell.predictor.v1.Prediction\x12\x34\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\".foretell.common.v1.ElementFailure\x12,\n\x07timings\x18\x03 \x01(\x0b\x32\x1b.foretell.common.v1.Timings\"V\n\x0bRankRequest\x12\x35\n\x05query\x18\x01 \x01(\x0b\x32&.foretell.predictor.v1.PredictionQuery\x12\x10\n\x08item_ids\x18\x02 \x03(\t\"s\n\x0cRankResponse\x12\x35\n\nprediction\x18\x01 \x01(\x0b\x32!.foretell.predictor.v1.Prediction\x12,\n\x07timings\x18\x02 \x01(\x0b\x32\x1b.foretell.common.v1.Timings*M\n\x07Repeats\x12\x17\n\x13REPEATS_UNSPECIFIED\x10\x00\x12\x13\n\x0fREPEATS_ALLOWED\x10\x01\x12\x14\n\x10REPEATS_EXCLUDED\x10\x02*y\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cMETHOD_MODEL\x10\x01\x12\x12\n\x0eMETHOD_CONTENT\x10\x02\x12\x1d\n\x19METHOD_PERSONAL_FREQUENCY\x10\x03\x12\x12\n\x0eMETHOD_POPULAR\x10\x04*\xbb\x01\n\x0e\x46\x61llbackReason\x12\x1f\n\x1b\x46\x41LLBACK_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41LLBACK_REASON_NO_MODEL\x10\x01\x12\x1e\n\x1a\x46\x41LLBACK_REASON_NO_HISTORY\x10\x02\x12 \n\x1c\x46\x41LLBACK_REASON_NO_ITEM_HEAD\x10\x03\x12(\n$FALLBACK_REASON_EMBEDDER_UNAVAILABLE\x10\x04*|\n\x0fShortfallReason\x12 \n\x1cSHORTFALL_REASON_UNSPECIFIED\x10\x00\x12(\n$SHORTFALL_REASON_CATALOGUE_EXHAUSTED\x10\x01\x12\x1d\n\x19SHORTFALL_REASON_FILTERED\x10\x02\x32\xa4\x02\n\x11PredictionService\x12X\n\x07Predict\x12%.foretell.predictor.v1.PredictRequest\x1a&.foretell.predictor.v1.PredictResponse\x12\x64\n\x0bPredictMany\x12).foretell.predictor.v1.PredictManyRequest\x1a*.foretell.predictor.v1.PredictManyResponse\x12O\n\x04Rank\x12\".foretell.predictor.v1.RankRequest\x1a#.foretell.predictor.v1.RankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foretell.predictor.v1.prediction_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPEATS']._serialized_start=1580
-  _globals['_REPEATS']._serialized_end=1657
-  _globals['_METHOD']._serialized_start=1659
-  _globals['_METHOD']._serialized_end=1780
-  _globals['_FALLBACKREASON']._serialized_start=1783
-  _globals['_FALLBACKREASON']._serialized_end=1970
-  _globals['_SHORTFALLREASON']._serialized_start=1972
-  _globals['_SHORTFALLREASON']._serialized_end=2096
+  _globals['_REPEATS']._serialized_start=1710
+  _globals['_REPEATS']._serialized_end=1787
+  _globals['_METHOD']._serialized_start=1789
+  _globals['_METHOD']._serialized_end=1910
+  _globals['_FALLBACKREASON']._serialized_start=1913
+  _globals['_FALLBACKREASON']._serialized_end=2100
+  _globals['_SHORTFALLREASON']._serialized_start=2102
+  _globals['_SHORTFALLREASON']._serialized_end=2226
   _globals['_PREDICTIONQUERY']._serialized_start=150
   _globals['_PREDICTIONQUERY']._serialized_end=349
   _globals['_BEHAVIORTYPEPROBABILITY']._serialized_start=351
   _globals['_BEHAVIORTYPEPROBABILITY']._serialized_end=420
-  _globals['_SCOREDITEM']._serialized_start=422
-  _globals['_SCOREDITEM']._serialized_end=543
-  _globals['_PREDICTION']._serialized_start=546
-  _globals['_PREDICTION']._serialized_end=921
-  _globals['_PREDICTREQUEST']._serialized_start=923
-  _globals['_PREDICTREQUEST']._serialized_end=994
-  _globals['_PREDICTRESPONSE']._serialized_start=996
-  _globals['_PREDICTRESPONSE']._serialized_end=1114
-  _globals['_PREDICTMANYREQUEST']._serialized_start=1116
-  _globals['_PREDICTMANYREQUEST']._serialized_end=1193
-  _globals['_PREDICTMANYRESPONSE']._serialized_start=1196
-  _globals['_PREDICTMANYRESPONSE']._serialized_end=1373
-  _globals['_RANKREQUEST']._serialized_start=1375
-  _globals['_RANKREQUEST']._serialized_end=1461
-  _globals['_RANKRESPONSE']._serialized_start=1463
-  _globals['_RANKRESPONSE']._serialized_end=1578
-  _globals['_PREDICTIONSERVICE']._serialized_start=2099
-  _globals['_PREDICTIONSERVICE']._serialized_end=2391
+  _globals['_SCOREDITEM']._serialized_start=423
+  _globals['_SCOREDITEM']._serialized_end=616
+  _globals['_PREDICTION']._serialized_start=619
+  _globals['_PREDICTION']._serialized_end=1051
+  _globals['_PREDICTREQUEST']._serialized_start=1053
+  _globals['_PREDICTREQUEST']._serialized_end=1124
+  _globals['_PREDICTRESPONSE']._serialized_start=1126
+  _globals['_PREDICTRESPONSE']._serialized_end=1244
+  _globals['_PREDICTMANYREQUEST']._serialized_start=1246
+  _globals['_PREDICTMANYREQUEST']._serialized_end=1323
+  _globals['_PREDICTMANYRESPONSE']._serialized_start=1326
+  _globals['_PREDICTMANYRESPONSE']._serialized_end=1503
+  _globals['_RANKREQUEST']._serialized_start=1505
+  _globals['_RANKREQUEST']._serialized_end=1591
+  _globals['_RANKRESPONSE']._serialized_start=1593
+  _globals['_RANKRESPONSE']._serialized_end=1708
+  _globals['_PREDICTIONSERVICE']._serialized_start=2229
+  _globals['_PREDICTIONSERVICE']._serialized_end=2521
 # @@protoc_insertion_point(module_scope)

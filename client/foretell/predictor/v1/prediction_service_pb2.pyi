@@ -233,11 +233,13 @@ class ScoredItem(_message.Message):
     INTEREST_SCORE_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    BEHAVIOR_TYPES_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """As in the embedder."""
     interest_score: _builtins.float
     """For ranking: higher is better; comparable within one response, among items
-    of the same method. Of a model: its logit. Of a fallback: see Method.
+    of the same method. Of a model: its ranker's score, or the logit of one
+    without a ranker. Of a fallback: see Method.
     """
     probability: _builtins.float
     """That the next item is this one, given that it is one of the
@@ -248,6 +250,12 @@ class ScoredItem(_message.Message):
     """What made it: the method that answered, which for some items of an answer
     may be a later one in the order of fallback.
     """
+    @_builtins.property
+    def behavior_types(self) -> _containers.RepeatedCompositeFieldContainer[Global___BehaviorTypeProbability]:
+        """In a Rank, of a model that has learned it: what the user would do with this
+        item if they came to it next, most probable first. Empty otherwise.
+        """
+
     def __init__(
         self,
         *,
@@ -255,10 +263,11 @@ class ScoredItem(_message.Message):
         interest_score: _builtins.float = ...,
         probability: _builtins.float = ...,
         method: Global___Method.ValueType = ...,
+        behavior_types: _abc.Iterable[Global___BehaviorTypeProbability] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interest_score", b"interest_score", "item_id", b"item_id", "method", b"method", "probability", b"probability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behavior_types", b"behavior_types", "interest_score", b"interest_score", "item_id", b"item_id", "method", b"method", "probability", b"probability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,6 +288,8 @@ class Prediction(_message.Message):
     MISSING_IDS_FIELD_NUMBER: _builtins.int
     PENDING_TEXTS_FIELD_NUMBER: _builtins.int
     HISTORY_EVENTS_FIELD_NUMBER: _builtins.int
+    PREDICTED_BEHAVIOR_TYPE_FIELD_NUMBER: _builtins.int
+    EXPECTED_GAP_S_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Version of the active model; empty without one."""
     fallback_reason: Global___FallbackReason.ValueType
@@ -293,6 +304,15 @@ class Prediction(_message.Message):
     """
     history_events: _builtins.int
     """Events of the history that the answer rests on."""
+    predicted_behavior_type: _builtins.str
+    """The behavior type to name where only one can be named: by the model's
+    decision rule, which gives rare types their due, so it need not be the most
+    probable one.
+    """
+    expected_gap_s: _builtins.float
+    """The model's estimate of the seconds from the user's last event to the next;
+    0 where it has none.
+    """
     @_builtins.property
     def behavior_types(self) -> _containers.RepeatedCompositeFieldContainer[Global___BehaviorTypeProbability]:
         """Most probable first; empty only where no event was ever ingested."""
@@ -319,10 +339,12 @@ class Prediction(_message.Message):
         missing_ids: _abc.Iterable[_builtins.str] | None = ...,
         pending_texts: _builtins.int = ...,
         history_events: _builtins.int = ...,
+        predicted_behavior_type: _builtins.str = ...,
+        expected_gap_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behavior_types", b"behavior_types", "candidates", b"candidates", "fallback_reason", b"fallback_reason", "history_events", b"history_events", "items", b"items", "missing_ids", b"missing_ids", "model_version", b"model_version", "pending_texts", b"pending_texts", "shortfall_reason", b"shortfall_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behavior_types", b"behavior_types", "candidates", b"candidates", "expected_gap_s", b"expected_gap_s", "fallback_reason", b"fallback_reason", "history_events", b"history_events", "items", b"items", "missing_ids", b"missing_ids", "model_version", b"model_version", "pending_texts", b"pending_texts", "predicted_behavior_type", b"predicted_behavior_type", "shortfall_reason", b"shortfall_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
