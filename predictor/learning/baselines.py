@@ -1,4 +1,4 @@
-"""Baselines: functions from history to scores, fitted on the training part like the model.
+"""Baselines for items: functions from history to scores, fitted on the training part.
 
 A network that does not beat them adds nothing (Ferrari Dacrema et al., 2019, "Are we really making
 much progress?"). All are sparse products over batches of contexts; nothing loops over users.
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 
 from foretell.vectors import Vectors
-from predictor.learning.data import Events, Targets, ragged, training_targets
-from predictor.learning.metrics import Floats, ItemScorer, TypeScorer, users
+from predictor.learning.data import Events, Targets, ragged
+from predictor.learning.metrics import Floats, ItemScorer, users
 from predictor.models.history import Ints
 
 DAY = 86_400_000_000
@@ -31,24 +31,20 @@ HALF_LIFE_BASKETS = 20.0
 """Of a basket, where there are no times and in tifu_knn: the same on groceries."""
 
 NEIGHBOURS = 300
-"""Similar users in tifu_knn, and their weight; both chosen on groceries."""
+"""Similar users in tifu_knn."""
 
-NEIGHBOUR_WEIGHT = 0.2
+NEIGHBOUR_WEIGHT = 0.5
+"""Of their mean: the best of 0.1 to 1 on groceries."""
+
+KNN_BASKETS = 2.0
+"""Half-life of an item of the history in item_knn."""
 
 MOST_USERS = 50_000
 """Training users that the neighbourhood methods look at: the first of them, which bounds memory."""
 
-CONTENT_ITEMS = 5
-"""Latest events whose texts a candidate is compared with in content."""
-
-HALF_LIFE_EVENTS = 4.0
-"""Of an event in decayed_shares."""
-
-SHARES_EVENTS = 64
-"""Latest events that decayed_shares looks at: older ones weigh less than 2^-16."""
-
-PRIOR_EVENTS = 0.5
-"""Events of the weight one that the prior counts for in decayed_shares."""
+CONTENT_ITEMS = 1
+"""Latest events whose texts a candidate is compared with in content: the best of 1 to 10 on
+beauty products."""
 
 
 def item_baselines(train: Events, item_vectors: Vectors | None = None) -> dict[str, ItemScorer]:
@@ -70,16 +66,6 @@ def item_baselines(train: Events, item_vectors: Vectors | None = None) -> dict[s
     if item_vectors is not None and item_vectors.any():
         scorers["content"] = content(train, item_vectors)
     return scorers
-
-
-def type_baselines(train: Events) -> dict[str, TypeScorer]:
-    """The baselines for behavior types, by name."""
-    return {
-        "majority": majority(train),
-        "repeat_last": repeat_last(train),
-        "markov": markov_types(train),
-        "decayed_shares": decayed_shares(train),
-    }
 
 
 def popularity(events: Events) -> NDArray[np.int64]:
@@ -194,25 +180,28 @@ def tifu_knn(train: Events) -> ItemScorer:
 
 
 def item_knn(train: Events) -> ItemScorer:
-    """Items that the same users had: summed cosine with every item of the history.
+    """Items that the same users had: summed cosine with the items of the history.
 
-    The cosine is between items' (users,) indicator columns (Sarwar et al., 2001), an item's with
-    itself included, so that repeats can come first; ties by popularity.
+    The cosine is between items' columns of the users who had them (Sarwar et al., 2001), each user
+    weighted by the inverse root of how many items they had (Deshpande and Karypis, 2004), an
+    item's with itself included, so that repeats can come first. An item of the history counts half
+    after every KNN_BASKETS. Ties by popularity.
     """
     begin, end = _training_users(train)
     had = _counts(train, ragged(begin, end - begin), end - begin)
     had.data[:] = 1
-    norms = np.sqrt(np.maximum(1, np.asarray(had.sum(axis=0)).ravel())).astype(np.float32)
-    unit = (had @ sparse.diags(1 / norms)).tocsr()
+    per_user, per_item = (np.asarray(had.sum(axis=axis)).ravel() for axis in (1, 0))
+    by_item = sparse.diags(1 / np.sqrt(np.maximum(1, per_item)))
+    unit = (had @ by_item).tocsr()
+    weighted = (sparse.diags(1 / np.sqrt(np.maximum(1, per_user))) @ unit).T.tocsr()
+    # Smaller than any cosine of items that share a user.
     ties = _below_one(popularity(train)) * np.float32(1e-9)
 
     def score(targets: Targets, rows: slice) -> Floats:
-        begin, end = targets.begin[rows], targets.end[rows]
-        own = _counts(targets.events, ragged(begin, end - begin), end - begin)
-        own.data[:] = 1
+        events = targets.events
+        own = _decayed(events, targets.begin[rows], targets.end[rows], events.basket, KNN_BASKETS)
         # By way of the users: the table of all pairs of items may not fit into memory.
-        shared = (own @ sparse.diags(1 / norms)) @ had.T
-        dense: Floats = (shared @ unit).toarray() + ties
+        dense: Floats = (own @ weighted @ unit).toarray() + ties
         return dense
 
     return score
@@ -316,87 +305,3 @@ def _counts(
 def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
     return sparse.diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ matrix
-
-
-def majority(train: Events) -> TypeScorer:
-    """The shares of the types in training, for everyone."""
-    shares = _shares(train)
-    return lambda targets, rows: np.broadcast_to(shares, (rows.stop - rows.start, len(shares)))
-
-
-def repeat_last(train: Events) -> TypeScorer:
-    """The type of the last event again, smoothed.
-
-    Its probability is the share of repetitions in training (add-one); the other types divide the
-    rest by their shares. Without smoothing one miss would make the log loss infinite.
-    """
-    shares = _shares(train)
-    table = _transitions(train)
-    repeated = (np.trace(table) + 1) / (table.sum() + 2)
-    others = np.broadcast_to(shares, table.shape) * (1 - np.eye(len(shares)))
-    rest = others.sum(axis=1, keepdims=True)
-    probabilities = np.eye(len(shares)) * repeated + (1 - repeated) * others / np.maximum(
-        rest, 1e-12
-    )
-    return _by_last_type(probabilities / probabilities.sum(axis=1, keepdims=True), shares)
-
-
-def markov_types(train: Events) -> TypeScorer:
-    """The shares of the types that follow the last one in training (one is added per type)."""
-    table = _transitions(train) + 1.0
-    return _by_last_type(table / table.sum(axis=1, keepdims=True), _shares(train))
-
-
-def decayed_shares(train: Events) -> TypeScorer:
-    """The user's own shares of the types, an event counting half after HALF_LIFE_EVENTS more.
-
-    Smoothed by the shares in training, which count as PRIOR_EVENTS events.
-    """
-    prior = _shares(train) * np.float32(PRIOR_EVENTS)
-    types = len(prior)
-
-    def score(targets: Targets, rows: slice) -> Floats:
-        lengths = targets.lengths(SHARES_EVENTS)[rows]
-        at = targets.positions(rows, SHARES_EVENTS)
-        ago = np.repeat(targets.end[rows] - 1, lengths) - at
-        type_ = targets.events.type[at]
-        cell = np.repeat(np.arange(len(lengths)), lengths) * types + type_
-        weights = np.exp2(-ago / HALF_LIFE_EVENTS)
-        size = len(lengths) * types
-        own = np.bincount(cell[type_ >= 0], weights[type_ >= 0], minlength=size)
-        summed = own.reshape(len(lengths), types) + prior
-        shares: Floats = (summed / summed.sum(axis=1, keepdims=True)).astype(np.float32)
-        return shares
-
-    return score
-
-
-def _shares(train: Events) -> Floats:
-    """(types,) with one event added to each type, so that none is impossible."""
-    counts = np.bincount(train.type[train.type >= 0], minlength=len(train.behavior_types)) + 1.0
-    shares: Floats = (counts / counts.sum()).astype(np.float32)
-    return shares
-
-
-def _transitions(train: Events) -> NDArray[np.float64]:
-    """(types, types) lines of type j in a basket before which type i came last."""
-    targets = training_targets(train)
-    some = (targets.end > targets.begin)[targets.row]
-    last = train.type[np.maximum(targets.end - 1, 0)][targets.row]
-    table = np.zeros((len(train.behavior_types),) * 2)
-    np.add.at(table, (last[some], targets.type[some]), 1)
-    return table
-
-
-def _by_last_type(table: NDArray[np.float64], without: Floats) -> TypeScorer:
-    """Rows of the table by the type of the last event; `without` one (or with an unknown one)."""
-    full = np.vstack([table, without]).astype(np.float32)
-
-    def score(targets: Targets, rows: slice) -> Floats:
-        begin, end = targets.begin[rows], targets.end[rows]
-        last = targets.events.type[np.maximum(end - 1, 0)]
-        last = np.where((end > begin) & (last >= 0), last, len(table))
-        probabilities: Floats = full[last]
-        return probabilities
-
-    return score

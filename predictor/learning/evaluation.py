@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
-from predictor.learning.baselines import item_baselines, type_baselines
+from predictor.learning.baselines import item_baselines
 from predictor.learning.data import Targets, history_of
 from predictor.learning.metrics import (
     Floats,
     ItemScorer,
-    TypeScorer,
     batches,
     item_metrics,
-    type_metrics,
 )
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
+from predictor.learning.type_baselines import type_baselines
+from predictor.learning.type_metrics import TypeScorer, type_metrics
 from predictor.models.history import Ints
 from predictor.models.sequence import Outputs, SequenceModel
 from predictor.models.version import OWN, Version, softmax

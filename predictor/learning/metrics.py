@@ -1,4 +1,4 @@
-"""Measures of item lists and of type probabilities.
+"""Measures of lists of items.
 
 Items are ranked over the full catalogue, never against a sample (Krichene and Rendle, 2020), and
 ties count against the target: an item's rank is the number of items that score as high or higher.
@@ -6,9 +6,8 @@ ties count against the target: an item's rank is the number of items that score 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,7 @@ Floats = NDArray[np.float32]
 ItemScorer = Callable[[Targets, slice], Floats]
 """From the histories of some contexts to scores (rows, items): model and baselines alike."""
 
-TypeScorer = Callable[[Targets, slice], Floats]
-"""From the histories of some contexts to probabilities (rows, behavior types)."""
-
 K = 10
-CALIBRATION_BINS = 15
 STRATA = 8
 """Groups by popularity or history length: enough to see a trend, each large enough to measure."""
 UNKNOWN_ITEM = -1
@@ -308,103 +303,3 @@ def _strata(values: Ints, found: NDArray[np.float64]) -> list[Stratum]:
             Stratum(int(inside.min()), int(inside.max()), float(own.mean()), error, len(own))
         )
     return out
-
-
-def type_metrics(
-    probabilities: Floats, true: Ints, behavior_types: Sequence[str]
-) -> dict[str, Any]:
-    """Measures of type probabilities, one row per line of a target basket.
-
-    Args:
-        probabilities: (lines, types), rows sum to 1.
-        true: (lines,) the type that came; negative for one that training never saw, which counts
-            as wrong in accuracy and recall and is left out of the measures of probability.
-        behavior_types: names, in the order of the columns.
-
-    Returns:
-        accuracy; precision, recall, f1 (macro, over types that occur or are predicted) and the
-        same per type; roc_auc (macro, one against the rest, over types with both); mse (mean
-        over lines of the squared distance to the one-hot truth, summed over types: Brier's
-        score); log_loss; ece (expected calibration error of the predicted type, 15 bins of
-        equal mass); confusion_matrix (true x predicted).
-    """
-    if not len(true):
-        return {"lines": 0}
-    predicted = probabilities.argmax(axis=1)
-    known = true >= 0
-    types = len(behavior_types)
-    confusion = np.zeros((types, types), np.int64)
-    np.add.at(confusion, (true[known], predicted[known]), 1)
-    per_type = _per_type(confusion, predicted, probabilities, true, behavior_types)
-    seen = [values for values in per_type.values() if values["support"] or values["predicted"]]
-    areas = [values["roc_auc"] for values in per_type.values() if values["roc_auc"] is not None]
-    return {
-        "accuracy": float((predicted == true).mean()),
-        **{
-            name: float(np.mean([values[name] for values in seen]))
-            for name in ("precision", "recall", "f1")
-        },
-        "roc_auc": float(np.mean(areas)) if areas else None,
-        **_probability_metrics(probabilities[known].astype(np.float64), true[known]),
-        "per_type": per_type,
-        "confusion_matrix": confusion.tolist(),
-        "lines": len(true),
-        "unknown_types": int((~known).sum()),
-    }
-
-
-def _per_type(
-    confusion: NDArray[np.int64],
-    predicted: Ints,
-    probabilities: Floats,
-    true: Ints,
-    behavior_types: Sequence[str],
-) -> dict[str, dict[str, Any]]:
-    out = {}
-    for code, name in enumerate(behavior_types):
-        right, support = int(confusion[code, code]), int((true == code).sum())
-        chosen = int((predicted == code).sum())
-        precision, recall = right / max(1, chosen), right / max(1, support)
-        out[name] = {
-            "precision": precision,
-            "recall": recall,
-            "f1": 2 * precision * recall / max(precision + recall, 1e-12),
-            "roc_auc": roc_auc(probabilities[:, code], true == code),
-            "support": support,
-            "predicted": chosen,
-        }
-    return out
-
-
-def _probability_metrics(probabilities: NDArray[np.float64], true: Ints) -> dict[str, float]:
-    if not len(true):
-        return {}
-    lines = np.arange(len(true))
-    own = probabilities[lines, true]
-    one_hot = np.zeros_like(probabilities)
-    one_hot[lines, true] = 1
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == true
-    by = np.argsort(confidence, kind="stable")
-    bins = np.array_split(by, min(CALIBRATION_BINS, len(by)))
-    gaps = [len(part) * abs(float((right[part] - confidence[part]).mean())) for part in bins]
-    return {
-        "mse": float(((probabilities - one_hot) ** 2).sum(axis=1).mean()),
-        # The floor is float32's: a probability below it was a true zero.
-        "log_loss": float(-np.log(np.maximum(own, 1e-38)).mean()),
-        "ece": float(sum(gaps) / len(true)),
-    }
-
-
-def roc_auc(scores: Floats, positive: NDArray[np.bool_]) -> float | None:
-    """Area under the ROC curve, ties at their mean rank; None where a class is empty.
-
-    It is the Mann-Whitney statistic: the chance that a positive scores above a negative.
-    """
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if not positives or not negatives:
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -16,9 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from foretell.errors import InvalidArgumentError
 from predictor.learning.data import training_targets
 from predictor.learning.evaluation import Space, measure_types, outputs, type_scorer
-from predictor.learning.metrics import type_metrics
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
+from predictor.learning.type_metrics import type_metrics
 from predictor.models.history import Ints
 from predictor.models.version import OWN, Version
 

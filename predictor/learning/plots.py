@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from predictor.learning import evaluation
 from predictor.learning.data import Targets
 from predictor.learning.fitting import Epoch
-from predictor.learning.metrics import Floats, roc_auc
+from predictor.learning.metrics import Floats
+from predictor.learning.type_metrics import roc_auc
 from predictor.models.history import Ints
 from predictor.models.sequence import Outputs
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from foretell.importing import EventColumns, Target
-from predictor.learning.baselines import item_baselines, type_baselines
+from predictor.learning.baselines import item_baselines
 from predictor.learning.data import Events, given_targets, to_events
-from predictor.learning.metrics import Floats, ItemScorer, TypeScorer
+from predictor.learning.metrics import Floats, ItemScorer
+from predictor.learning.type_baselines import type_baselines
+from predictor.learning.type_metrics import TypeScorer
 
 ROWS = [
     # user, second, item, type

@@ -9,7 +9,8 @@ from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, r
 
 from foretell.importing import EventColumns
 from predictor.learning.data import Targets, to_events
-from predictor.learning.metrics import Floats, ItemScorer, item_metrics, roc_auc, type_metrics
+from predictor.learning.metrics import Floats, ItemScorer, item_metrics
+from predictor.learning.type_metrics import roc_auc, type_metrics
 from predictor.models.history import UNKNOWN
 
 ITEMS = 20
