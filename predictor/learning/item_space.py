@@ -1,11 +1,16 @@
 """The model's space: where items, texts and queries meet.
 
-vector(item) = affine(text vector) + residual[item]; vector(text) = affine(text vector). An item
-that training never saw has no residual: its text alone places it. So that this works, residual
-rows are dropped whole at random in training.
+vector(text) = affine(text vector) + weighted sum of the learned rows of the text's terms;
+vector(item) = vector(its text) + residual[item]. An item that training never saw has no residual:
+its text alone places it. So that this works, residual rows are dropped whole at random in training,
+and terms one by one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foretell.projection import AffineLayer, Projection
+from foretell.terms import TermRows, fit_vocabulary, term_weights
 from foretell.vectors import Vectors
 from predictor.models.history import Ints
 
 WHITENING = 0.5
 """Power of 1/sd by which principal axes are scaled: half-way between PCA and full whitening."""
+
+
+TEXT_SCALE = 0.15
+"""Standard deviation, at the start, of the numbers that a text gives a vector."""
+
+ROW_SCALE = 0.05
+"""The same of a residual or a term's row."""
 
 
 class Whitening:
@@ -50,74 +63,186 @@ class Whitening:
         return ((vectors - self.mean) @ self.matrix).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class TextInputs:
+    """Texts as the space reads them: whitened vectors, and weighted terms one text behind another.
+
+    Text t has the terms term[first[t]:first[t + 1]].
+    """
+
+    vectors: Vectors
+    """(texts, inputs)."""
+    first: Ints
+    """(texts + 1,)."""
+    term: Ints
+    """(terms of all texts,) index in the vocabulary."""
+    weight: NDArray[np.float32]
+    """(terms of all texts,)."""
+
+
+class TextReader:
+    """Makes inputs of texts, by what the texts of training are like."""
+
+    def __init__(
+        self, vectors: Vectors, texts: Sequence[str], dims: int, *, use_terms: bool
+    ) -> None:
+        """Fits on the vectors (texts, cols) and texts that training meets; see Whitening."""
+        self.whitening = Whitening(vectors, dims)
+        self.terms, self.idf = fit_vocabulary(texts if use_terms else ())
+        self._index = {term: number for number, term in enumerate(self.terms)}
+
+    def read(self, vectors: Vectors, texts: Sequence[str]) -> TextInputs:
+        """The inputs of any texts; vectors (texts, cols)."""
+        text, term, weight = term_weights(texts, self._index, self.idf)
+        first = np.searchsorted(text, np.arange(len(texts) + 1)).astype(np.int64)
+        return TextInputs(self.whitening.apply(vectors), first, term, weight)
+
+
+class _Texts(nn.Module):
+    """Inputs as buffers that follow the space to its device."""
+
+    vectors: Tensor
+    first: Tensor
+    term: Tensor
+    weight: Tensor
+
+    def __init__(self, inputs: TextInputs) -> None:
+        super().__init__()
+        for name, values in vars(inputs).items():
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def bags(self, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """term, weight, and where each chosen text begins in them (texts + 1,)."""
+        if chosen is None:
+            return self.term, self.weight, self.first
+        sizes = self.first[chosen + 1] - self.first[chosen]
+        first = nn.functional.pad(torch.cumsum(sizes, 0), (1, 0))
+        at = torch.arange(int(first[-1]), device=sizes.device)
+        at = at + torch.repeat_interleave(self.first[chosen] - first[:-1], sizes)
+        return self.term[at], self.weight[at], first
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Sums of a text's weighted term rows; its gradient is the like sum over a term's texts.
+
+    torch's own gradient of embedding_bag sorts and scatters: ten times as slow on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, term: Tensor, weight: Tensor, first: Tensor) -> Tensor:
+        ctx.save_for_backward(term, weight, first)
+        ctx.terms = len(rows)
+        return _bag(rows, term, weight, first)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        term, weight, first = ctx.saved_tensors
+        order = torch.argsort(term, stable=True)
+        numbers = torch.arange(len(first) - 1, device=first.device)
+        text = torch.repeat_interleave(numbers, first.diff())[order]
+        bounds = torch.arange(ctx.terms + 1, device=first.device)
+        first_of_term = torch.searchsorted(term[order], bounds)
+        return _bag(grads[0].contiguous(), text, weight[order], first_of_term), None, None, None
+
+
+def _bag(rows: Tensor, index: Tensor, weight: Tensor, first: Tensor) -> Tensor:
+    return nn.functional.embedding_bag(
+        index, rows, first, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+
+
 class ItemSpace(nn.Module):
     """Vectors of items and texts, learned together with the network."""
 
     def __init__(
         self,
-        item_inputs: Vectors,
-        text_inputs: Vectors,
+        items: TextInputs,
+        texts: TextInputs,
         popularity: Ints,
         dims: int,
-        row_dropout: float,
+        *,
+        terms: int = 0,
+        row_dropout: float = 0.0,
+        term_dropout: float = 0.0,
+        use_text: bool = True,
+        popular_start: bool = False,
     ) -> None:
-        """Takes whitened text vectors.
+        """Takes inputs of one TextReader.
 
         Args:
-            item_inputs: (items, inputs).
-            text_inputs: (texts, inputs).
+            items: of the items' texts.
+            texts: of the events' texts.
             popularity: (items,) training events of each item; items without any stay without
                 a residual.
             dims: dimensions of the space.
+            terms: size of the vocabulary.
             row_dropout: probability of leaving out a residual row in training.
+            term_dropout: probability of leaving out a term of a text in training.
+            popular_start: whether the residual's first axis starts as a bias: the query begins with
+                a one there (see `Learner`), so that training starts from popularity.
+            use_text: False leaves text vectors out: residuals and terms alone.
         """
         super().__init__()
-        self.item_inputs: Tensor
-        self.text_inputs: Tensor
         self.warm: Tensor
-        inputs = item_inputs.shape[1]
-        self.row_dropout = row_dropout
-        self.register_buffer("item_inputs", torch.from_numpy(item_inputs), persistent=False)
-        self.register_buffer("text_inputs", torch.from_numpy(text_inputs), persistent=False)
+        inputs = items.vectors.shape[1]
+        self.row_dropout, self.term_dropout, self.use_text = row_dropout, term_dropout, use_text
+        self.item_inputs, self.text_inputs = _Texts(items), _Texts(texts)
         warm = torch.from_numpy(popularity > 0)
         self.register_buffer("warm", warm.unsqueeze(1).float(), persistent=False)
         self.affine = nn.Linear(inputs, dims)
-        nn.init.normal_(self.affine.weight, std=0.5 * inputs**-0.5)
+        nn.init.normal_(self.affine.weight, std=TEXT_SCALE * inputs**-0.5)
         nn.init.zeros_(self.affine.bias)
-        residual = torch.randn(len(popularity), dims) * 0.05
-        # The first axis starts as a bias: the query begins with a one there (see `Learner`), so
-        # that training starts from popularity instead of finding it first.
-        residual[:, 0] = torch.from_numpy(np.log1p(popularity))
+        if not use_text:
+            nn.init.zeros_(self.affine.weight)
+            self.affine.requires_grad_(False)
+        self.term_rows = nn.Parameter(torch.randn(terms, dims) * ROW_SCALE)
+        residual = torch.randn(len(popularity), dims) * ROW_SCALE
+        if popular_start:
+            residual[:, 0] = torch.from_numpy(np.log1p(popularity))
         self.residual = nn.Parameter(residual * self.warm)
 
     def items(self, chosen: Tensor | None = None) -> Tensor:
         """Vectors (chosen, dims) of some items, or of all (items, dims)."""
-        inputs, warm = self.item_inputs, self.warm
         residual: Tensor = self.residual
+        warm = self.warm
         if chosen is not None:
-            inputs, residual, warm = inputs[chosen], residual[chosen], warm[chosen]
+            residual, warm = residual[chosen], warm[chosen]
         if self.training and self.row_dropout:
             keep = torch.rand(len(warm), 1, device=warm.device) >= self.row_dropout
             warm = warm * keep
-        vectors: Tensor = self.affine(inputs) + residual * warm
-        return vectors
+        return self._of_texts(self.item_inputs, chosen) + residual * warm
 
     def texts(self, chosen: Tensor | None = None) -> Tensor:
         """Vectors (chosen, dims) of some texts, or of all."""
-        inputs = self.text_inputs if chosen is None else self.text_inputs[chosen]
-        vectors: Tensor = self.affine(inputs)
-        return vectors
+        return self._of_texts(self.text_inputs, chosen)
 
-    def projection(self, whitening: Whitening) -> Projection:
-        """The affine layer from plain text vectors, whitening folded in."""
+    def _of_texts(self, inputs: _Texts, chosen: Tensor | None) -> Tensor:
+        vectors = inputs.vectors if chosen is None else inputs.vectors[chosen]
+        if self.use_text:
+            found: Tensor = self.affine(vectors).float()
+        else:
+            found = vectors.new_zeros(len(vectors), self.affine.out_features)
+        if not len(self.term_rows):
+            return found
+        term, weight, first = inputs.bags(chosen)
+        if self.training and self.term_dropout:
+            weight = nn.functional.dropout(weight, self.term_dropout)
+        apply: Callable[..., Tensor] = _WeightedSum.apply
+        return found + apply(self.term_rows, term, weight, first)
+
+    def projection(self, reader: TextReader) -> Projection:
+        """From plain text vectors, whitening folded in, and texts."""
         weight = self.affine.weight.detach().double().cpu().numpy()
         bias = self.affine.bias.detach().double().cpu().numpy()
-        folded = weight @ whitening.matrix.T
+        folded = weight @ reader.whitening.matrix.T
         layer = AffineLayer(
             np.ascontiguousarray(folded, dtype=np.float32),
-            (bias - folded @ whitening.mean).astype(np.float32),
+            (bias - folded @ reader.whitening.mean).astype(np.float32),
         )
-        return Projection((layer,))
+        if not reader.terms:
+            return Projection((layer,))
+        rows = self.term_rows.detach().cpu().numpy().copy()
+        return Projection((layer,), terms=TermRows(reader.terms, reader.idf, rows))
 
     def residuals(self) -> Vectors:
         """(items, dims); zero for items without training events."""

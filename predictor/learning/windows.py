@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.learning.data import Events, ragged
-from predictor.models.history import Ints, gap_buckets
+from predictor.models.history import MICROSECONDS, Ints, gap_buckets
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Batch:
     """(windows, time)."""
     context: Ints
     """(contexts,) position in the flattened (windows * time); -1: nothing came before."""
+    log_gap: NDArray[np.float32]
+    """(contexts,) log of the seconds since the context; NaN without context or time."""
     row: Ints
     """(lines,) ascending: the context that a line of a basket belongs to."""
     line_item: Ints
@@ -87,8 +89,9 @@ class Windows:
 
     @cached_property
     def contexts(self) -> Ints:
-        """(windows,) contexts of each window."""
-        return np.diff(self._first_basket)
+        """(windows,) contexts of each window, the empty history aside."""
+        first = np.concatenate([[0], np.cumsum(self._offset >= 0)])[self._first_basket]
+        return np.diff(first)
 
     def batch(self, chosen: Ints) -> Batch:
         """Gathers some windows."""
@@ -100,34 +103,44 @@ class Windows:
         gap = np.zeros(real.shape, np.int64)
         if events.has_times:
             gap[real] = gap_buckets(events.timestamp[at[real]], lengths)
-        baskets_of = self.contexts[chosen]
+        baskets_of = np.diff(self._first_basket)[chosen]
         basket = ragged(self._first_basket[chosen], baskets_of)
         offset = self._offset[basket]
         context = np.where(
             offset < 0, -1, offset + np.repeat(np.arange(len(chosen)), baskets_of) * time
         )
+        log_gap = np.full(len(basket), np.nan, np.float32)
+        if events.has_times:
+            first = events.first_of_basket[basket][offset >= 0]
+            micros = events.timestamp[first] - events.timestamp[first - 1]
+            log_gap[offset >= 0] = np.log(micros / MICROSECONDS)
         size = np.diff(events.first_of_basket)[basket]
+        # Users' first baskets have one context in common, the empty history: it comes first.
+        order = np.argsort(offset >= 0, kind="stable")
+        basket, size, context, log_gap = basket[order], size[order], context[order], log_gap[order]
+        empty = max(0, int((context < 0).sum()) - 1)
         line = ragged(events.first_of_basket[basket], size)
-        row = np.repeat(np.arange(len(basket)), size)
-        weight = (size ** (self._basket_power - 1.0)).astype(np.float32)
+        row = np.repeat(np.maximum(0, np.arange(len(basket)) - empty), size)
+        weight = np.repeat(size ** (self._basket_power - 1.0), size).astype(np.float32)
         return Batch(
             item=np.where(real, events.item[at], -1),
             text=np.where(real, events.text[at], -1),
             type=events.type[at],
             gap=gap,
-            context=context,
+            context=context[empty:],
+            log_gap=log_gap[empty:],
             row=row,
             line_item=events.item[line],
             line_type=events.type[line],
-            weight=weight[row],
+            weight=weight,
         )
 
     def epoch(self, contexts: int, tokens: int, rng: np.random.Generator) -> Iterator[Batch]:
         """All windows once, in random order, those of like length together.
 
         Args:
-            contexts: a batch is closed once it has this many,
-            tokens: or this many padded events.
+            contexts: of a batch, about,
+            tokens: and events of a batch at most, about.
             rng: gives the order.
         """
         # Noise on the length mixes windows of nearly the same one anew each epoch.
@@ -141,12 +154,8 @@ class Windows:
         return len(self._divide(np.argsort(self.lengths, kind="stable"), contexts, tokens))
 
     def _divide(self, by: Ints, contexts: int, tokens: int) -> list[Ints]:
-        batches: list[Ints] = []
-        begin = have_contexts = longest = 0
-        for position, window in enumerate(by):
-            longest = max(longest, int(self.lengths[window]))
-            have_contexts += int(self.contexts[window])
-            if have_contexts >= contexts or longest * (position + 1 - begin) >= tokens:
-                batches.append(by[begin : position + 1])
-                begin, have_contexts, longest = position + 1, 0, 0
-        return [*batches, by[begin:]] if begin < len(by) else batches
+        """Cuts windows, those of like length together, where a batch is full."""
+        # Of a batch, a window takes the share of contexts or of tokens that is the larger.
+        share = np.maximum(self.contexts[by] / contexts, self.lengths[by] / tokens)
+        number = np.floor(np.cumsum(share) - share / 2).astype(np.int64)
+        return np.split(by, np.flatnonzero(np.diff(number)) + 1)

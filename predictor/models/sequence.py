@@ -1,18 +1,18 @@
-"""Sequence models: histories in, logits of the next behavior type and a query vector out.
+"""Sequence models: histories in; logits of the next behavior type, a query vector, and time out.
 
-A token is (item or text vector) + behavior type + time gap, layer-normed; an encoder reads the
-tokens from left to right; two linear heads follow. The score of an item as the next one is the
-inner product of query and item vector, so that retrieval is a search in the item index.
+A token is (item or text vector) + behavior type + time gap, layer-normed; an encoder (see
+`encoders`) reads the tokens from left to right; linear heads follow. The score of an item as the
+next one is the inner product of query and item vector, so that retrieval is a search in the item
+index.
 
-The encoder `lstm` is the classic of Hochreiter and Schmidhuber (1997) with the forget gate of
-Gers et al. (2000), whose bias starts at one (Jozefowicz et al., 2015). Beside it, traces of the
-vectors and types read so far, which fade with fixed half-lives, lead straight to the heads: a
-recurrent state of this size does not hold which of ten thousand products a household buys again.
+Where users repeat what they did, traces of the vectors and types read so far, which fade with fixed
+half-lives, lead straight to the heads beside the encoder: a state of this size does not hold which
+of ten thousand products a household buys again.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,31 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foretell.vectors import Vectors
+from predictor.models.encoders import ENCODERS, NetworkConfig, make_encoder
 from predictor.models.history import GAPS, HistoryBatch, Ints, starts
 
-MODEL_TYPES = ("lstm",)
+__all__ = ["HALF_LIVES", "MODEL_TYPES", "NetworkConfig", "Outputs", "SequenceModel",
+           "SequenceNetwork"]  # fmt: skip
+
+MODEL_TYPES = tuple(ENCODERS)
+"""The encoders that come with the package; `encoders.model_types` adds those of others."""
 
 HALF_LIVES = (10.0, 40.0, 160.0)
 """Of the traces, in events: about the last shopping basket, the last month, the last year."""
 
 _BATCH_TOKENS = 16_384
 """Padded tokens of one forward pass in `predict`: bounds memory, not speed."""
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Shape of a sequence network."""
-
-    behavior_types: int
-    """Types that it tells apart."""
-    dims: int = 64
-    """Dimensions of item, text and query vectors."""
-    hidden: int = 128
-    """State of the recurrent encoder."""
-    dropout: float = 0.2
-    """In training, of numbers in tokens and states, and of whole events in the traces."""
-    model_type: str = "lstm"
-    """One of MODEL_TYPES."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +45,9 @@ class Outputs:
     """(histories, behavior_types), before the version's `type_temperature`."""
     queries: Vectors
     """(histories, dims): score of an item = query . item vector."""
+    log_gaps: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(histories,) log of the seconds from the last event to the next basket; of no meaning where
+    the version saw no times."""
 
 
 class SequenceModel(Protocol):
@@ -73,23 +65,22 @@ class SequenceNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        if config.model_type not in MODEL_TYPES:
-            raise ValueError(f"model_type {config.model_type!r} is none of {MODEL_TYPES}")
         self.config = config
         dims, hidden = config.dims, config.hidden
         self.type_embedding = nn.Embedding(config.behavior_types + 1, dims)
         self.gap_embedding = nn.Embedding(GAPS, dims)
         self.unknown = nn.Parameter(torch.zeros(dims))
         self.token_norm = nn.LayerNorm(dims)
-        self.encoder = nn.LSTM(dims, hidden, batch_first=True)
+        self.token_dropout = nn.Dropout(config.input_dropout)
+        self.encoder = make_encoder(config)
         types = config.behavior_types + 1
-        self.width = hidden + len(HALF_LIVES) * (dims + types)
-        self.start = nn.Parameter(torch.zeros(self.width))
+        traces = len(HALF_LIVES) if config.traces else 0
+        self.start = nn.Parameter(torch.zeros(hidden + traces * (dims + types)))
         self.output_norm = nn.LayerNorm(hidden)
-        self.dropout = nn.Dropout(config.dropout)
-        self.type_head = nn.Linear(hidden + len(HALF_LIVES) * types, config.behavior_types)
+        self.type_head = nn.Linear(hidden + traces * types, config.behavior_types)
         self.query_head = nn.Linear(hidden, dims)
-        self.trace_weight = nn.Parameter(torch.full((len(HALF_LIVES), dims), 0.2))
+        self.gap_head = nn.Linear(hidden, 1)
+        self.trace_weight = nn.Parameter(torch.full((traces, dims), 0.2))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -98,9 +89,9 @@ class SequenceNetwork(nn.Module):
         with torch.no_grad():
             # A type that training never saw counts as no type.
             self.type_embedding.weight[-1].zero_()
-            bias = self.encoder.get_parameter("bias_ih_l0")
-            hidden = self.config.hidden
-            bias[hidden : 2 * hidden].fill_(1.0)  # gates lie as input, forget, cell, output
+            if self.config.hidden == self.config.dims:
+                # What a transformer passes on from its tokens lies in the items' space already.
+                nn.init.eye_(self.query_head.weight)
 
     def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
         """States after each token.
@@ -117,7 +108,9 @@ class SequenceNetwork(nn.Module):
         """
         tokens = torch.where(known.unsqueeze(-1), vectors, self.unknown)
         tokens = tokens + self.type_embedding(types) + self.gap_embedding(gaps)
-        states, _ = self.encoder(self.dropout(self.token_norm(tokens)))
+        states: Tensor = self.encoder(self.token_dropout(self.token_norm(tokens)))
+        if not self.config.traces:
+            return states
         one_hot = nn.functional.one_hot(types, self.config.behavior_types + 1)
         return torch.cat([states, self._traces(torch.cat([vectors, one_hot], -1))], -1)
 
@@ -138,14 +131,23 @@ class SequenceNetwork(nn.Module):
             traces.append((weight / weight.sum(1, keepdim=True).sqrt()) @ events)
         return torch.cat(traces, -1)
 
-    def heads(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Type logits (rows, behavior_types) and queries (rows, dims) of states (rows, width)."""
+    def heads(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What states (rows, width) say of the next event.
+
+        Returns:
+            type logits (rows, behavior_types), queries (rows, dims), log time gaps (rows,).
+        """
         hidden, dims = self.config.hidden, self.config.dims
-        encoded = self.dropout(self.output_norm(states[:, :hidden]))
+        encoded = self.output_norm(states[:, :hidden])
+        if self.config.model_type != "transformer":  # whose blocks have dropped already
+            encoded = nn.functional.dropout(encoded, self.config.dropout, self.training)
+        query, log_gap = self.query_head(encoded), self.gap_head(encoded).squeeze(1)
+        if not self.config.traces:
+            return self.type_head(encoded), query, log_gap
         traces = states[:, hidden:].reshape(len(states), len(HALF_LIVES), -1)
         of_types = traces[:, :, dims:].flatten(1)
-        query = self.query_head(encoded) + (traces[:, :, :dims] * self.trace_weight).sum(1)
-        return self.type_head(torch.cat([encoded, of_types], -1)), query
+        query = query + (traces[:, :, :dims] * self.trace_weight).sum(1)
+        return self.type_head(torch.cat([encoded, of_types], -1)), query, log_gap
 
     @torch.inference_mode()
     def predict(self, batch: HistoryBatch) -> Outputs:
@@ -153,12 +155,12 @@ class SequenceNetwork(nn.Module):
         rows = len(batch)
         logits = np.zeros((rows, self.config.behavior_types), np.float32)
         queries = np.zeros((rows, self.config.dims), np.float32)
+        log_gaps = np.zeros(rows, np.float32)
         for chosen in _by_length(batch.lengths):
-            states = self._last_states(batch, chosen)
-            type_logits, query = self.heads(states)
-            logits[chosen] = type_logits.float().cpu().numpy()
-            queries[chosen] = query.float().cpu().numpy()
-        return Outputs(logits, queries)
+            found = self.heads(self._last_states(batch, chosen))
+            for into, values in zip((logits, queries, log_gaps), found, strict=True):
+                into[chosen] = values.float().cpu().numpy()
+        return Outputs(logits, queries, log_gaps)
 
     def _last_states(self, batch: HistoryBatch, chosen: Ints) -> Tensor:
         """(len(chosen), width): the state at the end of each history, `start` for empty ones."""

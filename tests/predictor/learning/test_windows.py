@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from foretell.importing import EventColumns
 from predictor.learning.data import Events, to_events
@@ -29,6 +32,11 @@ def random_events(seed: int) -> Events:
     )  # fmt: skip
 
 
+def first_basket(events: Events) -> NDArray[np.bool_]:
+    """Whether an event is of its user's first basket."""
+    return events.basket == events.basket[events.first_of_user[events.user]]
+
+
 @pytest.mark.parametrize("length", [1, 8, 20, 1_000])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_basket_is_learned_once_from_the_last_event_before_it(length: int, seed: int) -> None:
@@ -37,17 +45,20 @@ def test_every_basket_is_learned_once_from_the_last_event_before_it(length: int,
     seen = []
     for batch in windows.epoch(40, 400, np.random.default_rng(seed)):
         time = batch.item.shape[1]
+        assert (np.diff(batch.row) >= 0).all()
+        assert (batch.context < 0).sum() <= 1  # the empty history is there once
         for context, at in enumerate(batch.context):
             lines = batch.line_item[batch.row == context]
+            if at < 0:  # the first baskets of some users
+                assert set(lines) <= set(np.flatnonzero(first_basket(events)).tolist())
+                seen += lines.tolist()
+                continue
             first = int(lines.min())  # items are numbered like events
             seen += lines.tolist()
             basket = int(events.basket[first])
             assert lines.tolist() == list(
                 range(events.first_of_basket[basket], events.first_of_basket[basket + 1])
             )
-            if at < 0:
-                assert first == events.first_of_user[events.user[first]]
-                continue
             window, offset = divmod(int(at), time)
             history = batch.item[window, : offset + 1]
             assert history[-1] == first - 1
@@ -70,7 +81,7 @@ def test_weights_divide_a_basket_by_a_power_of_its_size() -> None:
     for power, expected in ((1.0, 1.0), (0.0, 1 / 25), (0.5, 1 / 5)):
         batch = next(Windows(events, 1_000, power).epoch(10**6, 10**6, np.random.default_rng(0)))
         sizes = np.bincount(batch.row)
-        of_25 = batch.weight[np.isin(batch.row, np.flatnonzero(sizes == 25))]
+        of_25 = batch.weight[np.isin(batch.row, np.flatnonzero(sizes[1:] == 25) + 1)]
         assert of_25 == pytest.approx(expected)
 
 
@@ -79,3 +90,17 @@ def test_steps_is_the_number_of_batches() -> None:
     batches = list(windows.epoch(40, 400, np.random.default_rng(0)))
     assert windows.steps(40, 400) == pytest.approx(len(batches), abs=2)
     assert all(batch.item.size <= 400 + 20 * 20 for batch in batches)
+
+
+def test_log_gaps_are_those_to_the_basket_that_follows() -> None:
+    batch = next(Windows(random_events(0), 20).epoch(10**6, 10**6, np.random.default_rng(0)))
+    assert len(batch.log_gap) == len(batch.context)
+    assert np.isnan(batch.log_gap[batch.context < 0]).all()
+    assert batch.log_gap[batch.context >= 0] == pytest.approx(np.log(3_600))
+
+
+def test_without_times_there_is_no_gap() -> None:
+    events = replace(random_events(0), has_times=False)
+    batch = next(Windows(events, 20).epoch(10**6, 10**6, np.random.default_rng(0)))
+    assert np.isnan(batch.log_gap).all()
+    assert (batch.gap == 0).all()

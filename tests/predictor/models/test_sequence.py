@@ -1,25 +1,37 @@
-"""The sequence network, the history encoding and the item space."""
+"""The sequence network and the history encoding."""
 
 from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from predictor.learning.fitting import FitConfig, Learner
-from predictor.learning.item_space import ItemSpace, Whitening
-from predictor.learning.windows import Batch
+from predictor.models import encoders
 from predictor.models.history import GAPS, HistoryBatch, gap_buckets, history_batch
-from predictor.models.sequence import NetworkConfig, SequenceNetwork
+from predictor.models.sequence import MODEL_TYPES, NetworkConfig, SequenceNetwork
 
-CONFIG = NetworkConfig(behavior_types=3, dims=8, hidden=16)
+CONFIG = NetworkConfig(behavior_types=3, dims=8, hidden=16, positions=80)
 SECOND = 1_000_000
 
+KINDS = {
+    **{name: replace(CONFIG, model_type=name) for name in MODEL_TYPES},
+    "two layers of gru": replace(CONFIG, model_type="gru", layers=2),
+    "without traces": replace(
+        CONFIG, model_type="transformer", hidden=8, layers=2, heads=4, traces=False
+    ),
+}
 
-@pytest.fixture
-def network() -> SequenceNetwork:
+
+@pytest.fixture(params=KINDS)
+def network(request: pytest.FixtureRequest) -> SequenceNetwork:
     torch.manual_seed(0)
-    network = SequenceNetwork(CONFIG)
+    network = SequenceNetwork(KINDS[request.param])
     with torch.no_grad():
         network.start.normal_()
         network.unknown.normal_()
@@ -83,6 +95,7 @@ def test_a_batch_gives_what_single_histories_give(network: SequenceNetwork) -> N
         alone = network.predict(part(batch, begin, begin + length))
         assert together.type_logits[row] == pytest.approx(alone.type_logits[0], abs=1e-5)
         assert together.queries[row] == pytest.approx(alone.queries[0], abs=1e-5)
+        assert together.log_gaps[row] == pytest.approx(alone.log_gaps[0], abs=1e-5)
         begin += length
     assert together.queries[1] == pytest.approx(together.queries[5])
     assert np.ptp(together.queries, axis=0).min() > 0
@@ -117,7 +130,7 @@ def test_every_part_of_a_token_counts(network: SequenceNetwork) -> None:
     batch = histories([6])
     before = network.predict(batch).queries
     for name, other in (
-        ("vectors", batch.vectors + 1),
+        ("vectors", batch.vectors[:, ::-1].copy()),
         ("known", ~batch.known),
         ("types", (batch.types + 1) % 4),
         ("gaps", batch.gaps + 1),
@@ -131,109 +144,40 @@ def test_an_unknown_model_type_is_refused() -> None:
         SequenceNetwork(NetworkConfig(behavior_types=2, model_type="parrot"))
 
 
-def space(items: int = 6, row_dropout: float = 0.0) -> ItemSpace:
+def test_heads_that_do_not_divide_the_states_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 heads"):
+        SequenceNetwork(replace(CONFIG, model_type="transformer", heads=3))
+
+
+def test_events_behind_the_last_position_share_its_embedding() -> None:
+    config = replace(CONFIG, model_type="transformer", positions=4)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    return ItemSpace(
-        rng.standard_normal((items, 5)).astype(np.float32),
-        rng.standard_normal((3, 5)).astype(np.float32),
-        np.array([4, 0, 1, 2, 0, 9])[:items],
-        CONFIG.dims,
-        row_dropout,
+    assert np.isfinite(SequenceNetwork(config).eval().predict(histories([9])).queries).all()
+
+
+class Shift(nn.Module):
+    """An encoder of somebody's own: twice the token."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.wide = nn.Linear(config.dims, config.hidden, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.wide(2 * tokens)
+        return states
+
+
+def test_an_encoder_of_ones_own_comes_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = EntryPoint("shift", f"{__name__}:Shift", encoders.GROUP)
+    monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(Shift=Shift))
+    monkeypatch.setattr(
+        encoders,
+        "entry_points",
+        lambda **asked: [own] if asked.get("name", "shift") == "shift" else [],
     )
-
-
-def test_the_projection_gives_what_training_saw() -> None:
-    rng = np.random.default_rng(0)
-    texts = (rng.standard_normal((40, 7)) * [9, 3, 1, 1, 0.1, 0.1, 0] + 2).astype(np.float32)
-    texts[3] = 0  # an item without a text
-    whitening = Whitening(texts, 5)
-    learned = ItemSpace(whitening.apply(texts), np.zeros((0, 5), np.float32), np.arange(40), 8, 0.0)
-    with torch.no_grad():
-        expected = learned.eval().items().numpy()
-    found = learned.projection(whitening).apply(texts, residuals=learned.residuals())
-    assert found == pytest.approx(expected, abs=1e-4)
-
-
-def test_whitening_evens_axes_out_and_ignores_empty_texts() -> None:
-    rng = np.random.default_rng(0)
-    texts = (rng.standard_normal((500, 4)) * [8, 4, 2, 1]).astype(np.float32)
-    with_empty = np.concatenate([texts, np.zeros((100, 4), np.float32)])
-    white = Whitening(with_empty, 3).apply(texts)
-    assert white.shape == (500, 3)
-    assert np.sqrt((white**2).mean()) == pytest.approx(1, rel=1e-3)
-    spread = white.std(axis=0)
-    assert spread[0] / spread[2] == pytest.approx(2, rel=0.1)  # was 4: half-way to 1
-    assert Whitening(np.zeros((2, 4), np.float32), 3).apply(texts).shape == (500, 3)
-
-
-def test_items_without_training_events_stand_on_their_text_alone() -> None:
-    learned = space().eval()
-    with torch.no_grad():
-        learned.residual.add_(1)
-        items = learned.items()
-        by_text = learned.affine(learned.item_inputs)
-    cold = [1, 4]
-    assert torch.allclose(items[cold], by_text[cold])
-    assert not torch.allclose(items[0], by_text[0])
-    assert np.abs(learned.residuals()[cold]).max() == 0
-    chosen = torch.tensor([5, 1])
-    assert torch.allclose(learned.items(chosen), items[chosen])
-
-
-def test_residual_rows_are_dropped_whole_and_only_in_training() -> None:
-    learned = space(row_dropout=0.5)
-    with torch.no_grad():
-        by_text = learned.affine(learned.item_inputs)
-        rows = torch.stack([(learned.items() != by_text).all(1) for _ in range(200)])
-        some = torch.stack([(learned.items() != by_text).any(1) for _ in range(200)])
-        assert torch.equal(learned.eval().items(), learned.items())
-    assert 0.35 < rows[:, 0].float().mean() < 0.65
-    assert 0.35 < some[:, 5].float().mean() < 0.65
-
-
-def batch_of(item: list[int], targets: list[int]) -> Batch:
-    """One history, whose items are read, and one basket after its last event."""
-    size = len(targets)
-    return Batch(
-        item=np.array([item]),
-        text=np.full((1, len(item)), -1),
-        type=np.zeros((1, len(item)), np.int64),
-        gap=np.zeros((1, len(item)), np.int64),
-        context=np.array([len(item) - 1]),
-        row=np.zeros(size, np.int64),
-        line_item=np.array(targets),
-        line_type=np.ones(size, np.int64),
-        weight=np.ones(size, np.float32),
-    )
-
-
-def test_the_loss_is_the_cross_entropy_of_what_predict_says(network: SequenceNetwork) -> None:
-    learner = Learner(network, space(), FitConfig(dims=8, hidden=16)).eval()
-    batch = batch_of([2, 0, 5], [3, 5, -2])
-    with torch.no_grad():
-        item_loss, type_loss = learner(batch)
-        items = learner.space.items()
-    history = history_batch(
-        items[[2, 0, 5]].numpy(), np.ones(3, np.bool_), np.zeros(3, np.int64),
-        np.zeros(3, np.int64), np.array([3]), has_times=False,
-    )  # fmt: skip
-    outputs = network.predict(history)
-    warm = [0, 2, 3, 5]
-    scores = torch.from_numpy(outputs.queries[0]) @ items[warm].T
-    expected = -torch.log_softmax(scores, 0)[[2, 3]].mean()
-    assert float(item_loss) == pytest.approx(float(expected), abs=1e-4)
-    logits = torch.from_numpy(outputs.type_logits[0])
-    assert float(type_loss) == pytest.approx(float(-torch.log_softmax(logits, 0)[1]), abs=1e-4)
-
-
-def test_sampled_softmax_estimates_the_full_one(network: SequenceNetwork) -> None:
-    batch = batch_of([2, 0, 5], [3, 0])
-    full = Learner(network, space(), FitConfig(dims=8, hidden=16)).eval()
-    config = FitConfig(dims=8, hidden=16, full_softmax_items=1, negatives=50_000)
-    sampled = Learner(network, space(), config).eval()
-    with torch.no_grad():
-        # The sample holds the target too, which counts it twice: a little more than the truth.
-        assert 0 < float(sampled(batch)[0] - full(batch)[0]) < 0.5
-        other = Learner(network, space(), FitConfig(dims=8, hidden=16, full_softmax_items=1))
-        assert float(other.eval()(batch)[0]) == pytest.approx(float(sampled(batch)[0]), abs=0.1)
+    assert encoders.model_types() == ("gru", "lstm", "transformer", "shift")
+    network = SequenceNetwork(replace(CONFIG, model_type="shift"))
+    assert isinstance(network.encoder, Shift)
+    assert np.ptp(network.eval().predict(histories([3, 5])).queries, axis=0).min() > 0
+    with pytest.raises(ValueError, match=r"parrot.*shift"):
+        SequenceNetwork(replace(CONFIG, model_type="parrot"))
