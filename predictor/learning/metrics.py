@@ -60,11 +60,11 @@ class ItemHits:
     target_hit: NDArray[np.bool_]
     """(m,) whether its rank is at most K."""
     top: Ints
-    """(n, K) the items that would be returned, best first; NONE where there are fewer."""
+    """(n, K or more) the items that would be returned, best first; NONE where there are fewer."""
     top_score: Floats
-    """(n, K) their scores; -inf where there are fewer."""
+    """(as top) their scores; -inf where there are fewer."""
     top_hit: NDArray[np.bool_]
-    """(n, K) whether they are target items. Among equal scores at the end of the list, one that
+    """(as top) whether they are target items. Among equal scores at the end of the list, one that
     is returned by chance counts here, but not in `hits`."""
 
     @property
@@ -85,7 +85,8 @@ class ItemHits:
             return {"contexts": 0}
         known = self.target_item >= 0
         is_warm = known & warm[np.where(known, self.target_item, 0)]
-        listed = np.unique(self.top[self.top != NONE])
+        best = self.top[:, :K]
+        listed = np.unique(best[best != NONE])
         share = self.share_of_best
         return {
             "hits_at_10": float(share.mean()),
@@ -126,10 +127,16 @@ def item_metrics(
     return item_hits(scorer, targets, exclude_history=exclude_history).metrics(warm)
 
 
-def item_hits(scorer: ItemScorer, targets: Targets, *, exclude_history: bool) -> ItemHits:
-    """Ranks the catalogue for every context; see item_metrics."""
+def item_hits(
+    scorer: ItemScorer, targets: Targets, *, exclude_history: bool, returned: int = K
+) -> ItemHits:
+    """Ranks the catalogue for every context; see item_metrics.
+
+    Args:
+        returned: length of `top`, at least K.
+    """
     parts = [
-        _batch_hits(scorer, targets, rows, exclude_history=exclude_history)
+        _batch_hits(scorer, targets, rows, returned, exclude_history=exclude_history)
         for rows in batches(len(targets))
     ]
     before = np.cumsum([0] + [len(part.context) for part in parts])
@@ -140,7 +147,7 @@ def item_hits(scorer: ItemScorer, targets: Targets, *, exclude_history: bool) ->
 
 
 def _batch_hits(
-    scorer: ItemScorer, targets: Targets, rows: slice, *, exclude_history: bool
+    scorer: ItemScorer, targets: Targets, rows: slice, returned: int, *, exclude_history: bool
 ) -> ItemHits:
     scores = np.array(scorer(targets, rows), np.float32)
     had = history_items(targets, rows)
@@ -151,13 +158,13 @@ def _batch_hits(
     measured, row = np.unique(pairs // (scores.shape[1] + 1), return_inverse=True)
     item = pairs % (scores.shape[1] + 1) - 1
     item[item < 0] = UNKNOWN
-    top, top_score = best_items(scores[measured], K)
-    rank = _pessimistic_ranks(scores[measured], top_score[:, -1], row, item)
+    top, top_score = best_items(scores[measured], returned)
+    rank = _pessimistic_ranks(scores[measured], top_score[:, K - 1], row, item)
     hit = rank <= K
     size = np.bincount(row, minlength=len(measured))
     gain = np.bincount(row, np.where(hit, 1 / np.log2(1 + rank), 0.0), minlength=len(measured))
     ideal = np.cumsum(1 / np.log2(np.arange(2, K + 2)))[np.minimum(size, K) - 1]
-    returned = _pair(np.repeat(measured, K), top.ravel(), scores.shape[1])
+    top_pairs = _pair(np.repeat(measured, returned), top.ravel(), scores.shape[1])
     return ItemHits(
         context=measured + rows.start,
         user=users(targets)[rows][measured],
@@ -170,7 +177,7 @@ def _batch_hits(
         target_hit=hit,
         top=top,
         top_score=top_score,
-        top_hit=np.isin(returned, pairs).reshape(top.shape) & (top != NONE),
+        top_hit=np.isin(top_pairs, pairs).reshape(top.shape) & (top != NONE),
     )
 
 
@@ -253,13 +260,13 @@ def ranked_candidates(row: Ints, item: Ints, score: Floats, items: int) -> ItemS
 
 
 def calibration_ratio(probabilities: Floats, hits: ItemHits) -> float | None:
-    """Predicted over observed hits among the items returned; None without a hit.
+    """Predicted over observed hits among the K best items; None without a hit.
 
     Args:
-        probabilities: (n, K) that each of hits.top is hit; whatever it is where there is none.
+        probabilities: (n, K or more) that each of hits.top is a target; anything where it is NONE.
     """
-    observed = int(hits.top_hit.sum())
-    predicted = float(probabilities[hits.top != NONE].sum(dtype=np.float64))
+    observed = int(hits.top_hit[:, :K].sum())
+    predicted = float(probabilities[:, :K][hits.top[:, :K] != NONE].sum(dtype=np.float64))
     return predicted / observed if observed else None
 
 
