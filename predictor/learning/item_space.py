@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,28 +98,56 @@ class TextReader:
         return TextInputs(self.whitening.apply(vectors), first, term, weight)
 
 
+class _Bags(NamedTuple):
+    """Weighted terms of texts, and the same the other way round: the texts of each term."""
+
+    term: Tensor
+    """(n,) by text."""
+    weight: Tensor
+    """(n,)."""
+    first: Tensor
+    """(texts + 1,) where the terms of a text begin."""
+    by_term: Tensor
+    """(n,) the order by term."""
+    text: Tensor
+    """(n,) the text of each, in that order."""
+    first_of_term: Tensor
+    """(terms + 1,) where the texts of a term begin."""
+
+
+def _bags(term: Tensor, weight: Tensor, first: Tensor, terms: int) -> _Bags:
+    by_term = torch.argsort(term, stable=True)
+    numbers = torch.arange(len(first) - 1, device=first.device)
+    text = torch.repeat_interleave(numbers, first.diff())[by_term]
+    bounds = torch.arange(terms + 1, device=first.device)
+    return _Bags(term, weight, first, by_term, text, torch.searchsorted(term[by_term], bounds))
+
+
 class _Texts(nn.Module):
     """Inputs as buffers that follow the space to its device."""
 
     vectors: Tensor
-    first: Tensor
-    term: Tensor
-    weight: Tensor
 
-    def __init__(self, inputs: TextInputs) -> None:
+    def __init__(self, inputs: TextInputs, terms: int) -> None:
         super().__init__()
-        for name, values in vars(inputs).items():
-            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+        self._terms = terms
+        term, weight, first = (
+            torch.from_numpy(values) for values in (inputs.term, inputs.weight, inputs.first)
+        )
+        self.register_buffer("vectors", torch.from_numpy(inputs.vectors), persistent=False)
+        for name, values in _bags(term, weight, first, terms)._asdict().items():
+            self.register_buffer(f"bags_{name}", values, persistent=False)
 
-    def bags(self, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """term, weight, and where each chosen text begins in them (texts + 1,)."""
+    def bags(self, chosen: Tensor | None = None) -> _Bags:
+        """The terms of all texts, or of some."""
+        whole = _Bags(*(self.get_buffer(f"bags_{name}") for name in _Bags._fields))
         if chosen is None:
-            return self.term, self.weight, self.first
-        sizes = self.first[chosen + 1] - self.first[chosen]
+            return whole
+        sizes = whole.first[chosen + 1] - whole.first[chosen]
         first = nn.functional.pad(torch.cumsum(sizes, 0), (1, 0))
         at = torch.arange(int(first[-1]), device=sizes.device)
-        at = at + torch.repeat_interleave(self.first[chosen] - first[:-1], sizes)
-        return self.term[at], self.weight[at], first
+        at = at + torch.repeat_interleave(whole.first[chosen] - first[:-1], sizes)
+        return _bags(whole.term[at], whole.weight[at], first, self._terms)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -129,20 +157,14 @@ class _WeightedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, term: Tensor, weight: Tensor, first: Tensor) -> Tensor:
-        ctx.save_for_backward(term, weight, first)
-        ctx.terms = len(rows)
-        return _bag(rows, term, weight, first)
+    def forward(ctx: Any, rows: Tensor, bags: _Bags, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight[bags.by_term], bags.text, bags.first_of_term)
+        return _bag(rows, bags.term, weight, bags.first)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        term, weight, first = ctx.saved_tensors
-        order = torch.argsort(term, stable=True)
-        numbers = torch.arange(len(first) - 1, device=first.device)
-        text = torch.repeat_interleave(numbers, first.diff())[order]
-        bounds = torch.arange(ctx.terms + 1, device=first.device)
-        first_of_term = torch.searchsorted(term[order], bounds)
-        return _bag(grads[0].contiguous(), text, weight[order], first_of_term), None, None, None
+        weight, text, first_of_term = ctx.saved_tensors
+        return _bag(grads[0].contiguous(), text, weight, first_of_term), None, None
 
 
 def _bag(rows: Tensor, index: Tensor, weight: Tensor, first: Tensor) -> Tensor:
@@ -186,7 +208,7 @@ class ItemSpace(nn.Module):
         self.warm: Tensor
         inputs = items.vectors.shape[1]
         self.row_dropout, self.term_dropout, self.use_text = row_dropout, term_dropout, use_text
-        self.item_inputs, self.text_inputs = _Texts(items), _Texts(texts)
+        self.item_inputs, self.text_inputs = _Texts(items, terms), _Texts(texts, terms)
         warm = torch.from_numpy(popularity > 0)
         self.register_buffer("warm", warm.unsqueeze(1).float(), persistent=False)
         self.affine = nn.Linear(inputs, dims)
@@ -224,11 +246,12 @@ class ItemSpace(nn.Module):
             found = vectors.new_zeros(len(vectors), self.affine.out_features)
         if not len(self.term_rows):
             return found
-        term, weight, first = inputs.bags(chosen)
+        bags = inputs.bags(chosen)
+        weight = bags.weight
         if self.training and self.term_dropout:
             weight = nn.functional.dropout(weight, self.term_dropout)
         apply: Callable[..., Tensor] = _WeightedSum.apply
-        return found + apply(self.term_rows, term, weight, first)
+        return found + apply(self.term_rows, bags, weight)
 
     def projection(self, reader: TextReader) -> Projection:
         """From plain text vectors, whitening folded in, and texts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -113,8 +114,14 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
         use_text=recipe.text_dims > 0,
         popular_start=recipe.traces,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Learner(network, space, recipe).to(device), reader
+    return Learner(network, space, recipe).to(_device()), reader
+
+
+def _device() -> torch.device:
+    """The GPU of this process, if there are any; torchrun numbers the processes of a machine."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
 
 
 def _some(targets: Targets, seed: int) -> Targets:

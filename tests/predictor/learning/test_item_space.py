@@ -88,10 +88,10 @@ def test_some_items_are_as_among_all() -> None:
 
 def test_the_gradient_of_terms_is_that_of_a_plain_product() -> None:
     learned = space()
-    inputs = learned.item_inputs
+    bags = learned.item_inputs.bags()
     plain = torch.zeros(len(TITLES), len(learned.term_rows))
-    text = torch.repeat_interleave(torch.arange(len(TITLES)), inputs.first.diff())
-    plain[text, inputs.term] = inputs.weight
+    text = torch.repeat_interleave(torch.arange(len(TITLES)), bags.first.diff())
+    plain[text, bags.term] = bags.weight
     asked = torch.randn(len(TITLES), DIMS)
     (learned.items() * asked).sum().backward()  # type: ignore[no-untyped-call]
     assert learned.term_rows.grad is not None
@@ -116,6 +116,6 @@ def test_terms_are_dropped_one_by_one_and_only_in_training() -> None:
         drawn = torch.stack([learned.items() for _ in range(600)])
         whole = learned.eval().items()
         assert torch.equal(learned.items(), whole)
-    assert len(drawn[:, 0].unique(dim=0)) > 4
+    assert len(torch.unique(drawn[:, 0], dim=0)) > 4
     assert torch.allclose(drawn.mean(0), whole, atol=0.35)  # what is left weighs more
     assert (drawn[:, 3] == whole[3]).all()  # no text

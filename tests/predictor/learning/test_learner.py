@@ -126,7 +126,7 @@ def test_the_fast_cross_entropy_has_the_gradients_of_the_plain_one(
     weight = torch.rand(11, generator=rng) + 0.1
     found, plain = ([queries.clone().requires_grad_(), items.clone().requires_grad_()]
                     for _ in range(2))  # fmt: skip
-    loss = full_cross_entropy(*found, row, target, weight)
+    loss = full_cross_entropy(found[0], found[1], row, target, weight)
     log_softmax = torch.log_softmax(plain[0] @ plain[1].T, 1)
     expected = -(log_softmax[row, target] * weight).sum() / weight.sum()
     (2 * loss).backward()  # type: ignore[no-untyped-call]

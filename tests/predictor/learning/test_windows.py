@@ -34,7 +34,8 @@ def random_events(seed: int) -> Events:
 
 def first_basket(events: Events) -> NDArray[np.bool_]:
     """Whether an event is of its user's first basket."""
-    return events.basket == events.basket[events.first_of_user[events.user]]
+    first: NDArray[np.bool_] = events.basket == events.basket[events.first_of_user[events.user]]
+    return first
 
 
 @pytest.mark.parametrize("length", [1, 8, 20, 1_000])
