@@ -53,6 +53,14 @@ def parser(name: str, description: str, budget_s: float) -> argparse.ArgumentPar
     made.add_argument("--budget-s", type=float, default=budget_s, metavar="S",
                       help="seconds for the whole run, about: it bounds repetitions, never the "
                       "work that is compared (default: %(default)g)")  # fmt: skip
+    made.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        metavar="N",
+        help="of torch, for ours and peers alike (default: %(default)s; on a machine "
+        "that is busy 1, for threads that wait for one another take ten times as long)",
+    )
     made.add_argument("--cache-dir", type=Path, default=CACHE, metavar="DIR",
                       help="environments and results of peers, converted data "
                       "(default: %(default)s)")  # fmt: skip

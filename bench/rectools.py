@@ -15,15 +15,20 @@ MOST_EPOCHS = 60
 
 DISTRIBUTIONS = ("rectools", "pytorch-lightning", "torch")
 
-THREADS = 2
-
 Epoch = dict[str, Any]
 """epoch, seconds, peak_memory_mb, validation and, where that was the best so far, test; these two
 with recall_at_10 and ndcg_at_10."""
 
 
 def epochs(
-    events: Path, cache: Path, seconds: float, load: float, *, timed: bool, fresh: bool
+    events: Path,
+    cache: Path,
+    seconds: float,
+    threads: int,
+    load: float,
+    *,
+    timed: bool,
+    fresh: bool,
 ) -> tuple[dict[str, Any], bool]:
     """Its epochs as far as the seconds allow, one at least.
 
@@ -33,29 +38,30 @@ def epochs(
         events: events.csv of the data set.
         cache: see harness.
         seconds: how long it may run.
+        threads: of torch.
         load: of the machine before the benchmark.
         timed: whether times matter: an earlier run on a busier machine will not do then.
         fresh: whether no earlier run will do.
 
     Returns:
-        {"versions", "load", "epochs": [Epoch], "complete": whether it came to its end}, and
+        {"versions" (names begin with `rectools/`), "load", "epochs": [Epoch], "complete": whether it came to its end}, and
         whether that is an earlier run's.
     """
     peer = harness.peer("rectools", cache)
     key = {
-        "versions": peer.versions(*DISTRIBUTIONS),
+        "versions": {f"{peer.name}/{n}": v for n, v in peer.versions(*DISTRIBUTIONS).items()},
         "hardware": harness.hardware(),
         "script": _sha256(harness.PEERS / "rectools_train.py"),
         "events": _sha256(events),
-        "threads": THREADS,
+        "threads": threads,
     }
     arguments = [str(events), "--epochs", str(MOST_EPOCHS), "--seconds", str(seconds),
-                 "--threads", str(THREADS)]  # fmt: skip
+                 "--threads", str(threads)]  # fmt: skip
 
     def measure() -> Iterator[dict[str, Any]]:
         say(f"RecTools: for at most {seconds:.0f} s, or one epoch")
         done: list[Epoch] = []
-        for line in peer.run("rectools_train.py", arguments, threads=THREADS):
+        for line in peer.run("rectools_train.py", arguments, threads=threads):
             if "epoch" in line:
                 done.append(line)
                 recall = line["validation"]["recall_at_10"]

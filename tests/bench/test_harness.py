@@ -48,7 +48,8 @@ def test_a_budget_runs_out() -> None:
 def test_options_that_every_benchmark_has() -> None:
     parser = harness.parser("some", "What it does.\n", 60)
     options = parser.parse_args([])
-    assert (options.budget_s, options.cache_dir, options.fresh) == (60, harness.CACHE, False)
+    assert (options.budget_s, options.threads, options.fresh) == (60, 2, False)
+    assert options.cache_dir == harness.CACHE
 
 
 def test_tables_line_up() -> None:

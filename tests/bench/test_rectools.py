@@ -10,6 +10,8 @@ from bench import harness, rectools
 class FakePeer:
     """Says these lines for its script, and remembers with what it was run."""
 
+    name = "rectools"
+
     def __init__(self) -> None:
         self.lines = [line(1, 60, 0.1), line(2, 60, 0.3), line(3, 60, 0.2)]
         self.runs: list[list[str]] = []
@@ -47,7 +49,7 @@ def epochs(
 ) -> tuple[int, bool, bool]:
     """Number of epochs, whether it came to its end, whether from the cache."""
     result, cached = rectools.epochs(
-        events, events.parent / "cache", seconds, load, timed=timed, fresh=False
+        events, events.parent / "cache", seconds, 2, load, timed=timed, fresh=False
     )
     return len(result["epochs"]), result["complete"], cached
 
@@ -85,7 +87,7 @@ def test_the_script_is_told_what_to_do(peer: FakePeer, events: Path) -> None:
     (arguments,) = peer.runs
     assert arguments[0] == str(events)
     assert arguments[arguments.index("--seconds") + 1] == "200"
-    assert arguments[arguments.index("--threads") + 1] == str(rectools.THREADS)
+    assert arguments[arguments.index("--threads") + 1] == "2"
 
 
 def test_the_best_epoch_is_that_of_validation() -> None:
