@@ -44,8 +44,8 @@ def epochs(
         fresh: whether no earlier run will do.
 
     Returns:
-        {"versions" (names begin with `rectools/`), "load", "epochs": [Epoch], "complete": whether it came to its end}, and
-        whether that is an earlier run's.
+        {"versions" (names begin with `rectools/`), "load", "epochs": [Epoch], "complete": whether
+        it came to its end}, and whether that is an earlier run's.
     """
     peer = harness.peer("rectools", cache)
     key = {
