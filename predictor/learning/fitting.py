@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from predictor.learning.data import Events
 from predictor.learning.learner import Learner
 from predictor.learning.losses import has_bfloat16
+from predictor.learning.parallel import place
 from predictor.learning.recipe import FitConfig as FitConfig
 from predictor.learning.windows import Batch, Windows
 
@@ -60,7 +60,7 @@ def fit(
         stop: asked after each epoch whether it is enough.
     """
     recipe = learner.recipe
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = place()
     rng = np.random.default_rng(recipe.seed)  # the same batches in all processes
     torch.manual_seed(recipe.seed + rank)  # but each with its own dropout
     windows = Windows(train, recipe.history_length, recipe.basket_power)

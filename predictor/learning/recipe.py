@@ -115,12 +115,13 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     given = {name: value for name, value in asdict(config).items() if value is not None}
     merged = {**usual, **given}
     merged.setdefault("hidden", merged["dims"])
+    merged.setdefault("heads", 1 if merged["hidden"] % 2 else 2)
     return Recipe(**{field.name: merged[field.name] for field in fields(Recipe)})
 
 
 _COMMON = {
     "patience": 3, "clip": 5.0, "batch_tokens": 16_384, "basket_power": 0.5, "type_weight": 1.0,
-    "layers": 1, "heads": 2,
+    "layers": 1,
 }  # fmt: skip
 
 _SHOP = {

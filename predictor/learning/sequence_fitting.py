@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from predictor.learning.fitting import Epoch, fit
 from predictor.learning.item_space import ItemSpace, TextReader
 from predictor.learning.learner import Learner
 from predictor.learning.metrics import item_metrics
+from predictor.learning.parallel import device
 from predictor.learning.recipe import FitConfig, Recipe, resolve
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
@@ -114,14 +114,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
         use_text=recipe.text_dims > 0,
         popular_start=recipe.traces,
     )
-    return Learner(network, space, recipe).to(_device()), reader
-
-
-def _device() -> torch.device:
-    """The GPU of this process, if there are any; torchrun numbers the processes of a machine."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    return Learner(network, space, recipe).to(device()), reader
 
 
 def _some(targets: Targets, seed: int) -> Targets:

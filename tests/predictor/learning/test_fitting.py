@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from foretell.importing import EventColumns
 from predictor.learning.data import to_events
@@ -94,25 +93,26 @@ def test_what_is_published_is_what_was_measured() -> None:
 
 WORKER = """
 import importlib.util, sys
-import torch, torch.distributed as dist
+import torch
+import torch.distributed as dist
+from predictor.learning.parallel import place, together
 spec = importlib.util.spec_from_file_location("tests_of_fitting", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
-found = tests.fitted(tests.PLAIN)
-mine = torch.cat([value.flatten() for value in found.network.state_dict().values()])
-all_of_them = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
-dist.all_gather(all_of_them, mine)
-assert len(all_of_them) == 2 and torch.equal(*all_of_them)
-best = max(epoch.validation["ndcg_at_10"] for epoch in found.curve)
-print(f"rank {dist.get_rank()} ndcg {best:.3f}")
-assert best > 0.8
-dist.destroy_process_group()
+with together() as (rank, world):
+    found = tests.fitted(tests.PLAIN)
+    mine = torch.cat([value.flatten() for value in found.network.state_dict().values()])
+    theirs = [torch.zeros_like(mine) for _ in range(world)]
+    dist.all_gather(theirs, mine)
+    assert len(theirs) == 2 and torch.equal(*theirs)
+    best = max(epoch.validation["ndcg_at_10"] for epoch in found.curve)
+    print(f"rank {rank} ndcg {best:.3f}")
+    assert best > 0.8
+assert place() == (0, 1)
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -1,0 +1,46 @@
+"""Several processes that train one model together, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+
+class Place(NamedTuple):
+    """This process among those that train together."""
+
+    rank: int
+    world: int
+    """How many there are."""
+
+
+def place() -> Place:
+    """Where this process stands; alone it is the first of one."""
+    if dist.is_available() and dist.is_initialized():
+        return Place(dist.get_rank(), dist.get_world_size())
+    return Place(0, 1)
+
+
+@contextmanager
+def together() -> Iterator[Place]:
+    """Joins the other processes for the block, if torchrun started this one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield place()
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield place()
+    finally:
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """The GPU of this process, if there are any; torchrun numbers the processes of a machine."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
