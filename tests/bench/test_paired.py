@@ -1,7 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
-from bench.paired import paired_bootstrap
+from bench.paired import paired_bootstrap, paired_macro_f1
 
 
 def test_the_interval_of_independent_cases_is_that_of_the_normal_approximation() -> None:
@@ -51,3 +54,19 @@ def test_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_cases_that_cannot_be_paired_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_bootstrap(np.zeros(size), np.zeros(size), np.zeros(3, np.int64), 0)
+
+
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(4)
+    true = rng.choice(4, size=900, p=[0.6, 0.25, 0.1, 0.05])
+    a = np.where(rng.random(900) < 0.6, true, rng.integers(4, size=900))
+    b = np.where(rng.random(900) < 0.4, true, rng.integers(4, size=900))
+    mean, low, high = paired_macro_f1(a, b, true, rng.integers(90, size=900), 0)
+    f1 = partial(f1_score, true, average="macro")
+    assert mean == pytest.approx(f1(a) - f1(b))
+    assert 0 < low < mean < high
+
+
+def test_the_same_answers_have_no_difference_in_f1() -> None:
+    true = np.arange(60) % 3
+    assert paired_macro_f1(true, true, true, np.arange(60) // 6, 0) == (0, 0, 0)
