@@ -15,8 +15,16 @@ from predictor.learning.splits import Split
 from predictor.learning.type_metrics import type_metrics
 from predictor.learning.type_rules import fit_rule, plain
 from predictor.learning.type_tables import item_types, own_counts
-from predictor.models.history import HISTORY_EVENTS, Ints
-from predictor.models.type_models import NO_HISTORY, ItemTypeModel, Trees, TypeModel, chunks
+from predictor.models.history import NONE, Histories, Ints
+from predictor.models.type_models import (
+    EVENTS,
+    NO_HISTORY,
+    ItemTypeModel,
+    Rule,
+    Trees,
+    TypeModel,
+    chunks,
+)
 from predictor.models.type_tables import Floats, ItemTypes
 
 LEAST_LINES = 500
@@ -32,8 +40,8 @@ MOST_VALIDATION_LINES = 20_000
 MOST_EVENTS = 24_000_000
 """Of the histories of the targets to learn from: bounds time where users have thousands."""
 
-ROUNDS = 600
-PATIENCE = 40
+ROUNDS = 400
+PATIENCE = 30
 """Rounds without a smaller log loss on validation after which no more are tried."""
 
 LEAF_LINES = 200
@@ -42,7 +50,7 @@ LEAF_LINES = 200
 PARAMETERS = {
     "objective": "multiclass",
     "num_leaves": 15,
-    "learning_rate": 0.03,
+    "learning_rate": 0.05,
     "feature_fraction": 0.2,
     "deterministic": True,
     "force_row_wise": True,
@@ -82,69 +90,142 @@ class _Lines:
         # Where a user's events begin is their own, an empty history's too.
         return self.targets.begin[self.targets.row]
 
-    def features(self, table: ItemTypes, *, has_times: bool) -> Floats:
+    def histories(self, rows: slice) -> tuple[Histories, Floats | None]:
+        """The last EVENTS events of some contexts, and what to leave out of the tables for them."""
+        targets, events = self.targets, self.targets.events
+        at = targets.positions(rows, EVENTS)
+        return Histories(
+            events.item[at],
+            events.type[at],
+            events.timestamp[at],
+            targets.lengths(EVENTS)[rows],
+            targets.as_of[rows],
+        ), None if self.own is None else self.own[at]
+
+    def features(self, table: ItemTypes) -> Floats:
         """(lines, features) of the item model, which begin with those of the other; without items
         of the other alone."""
-        rule = plain(len(table.prior))
-        item_model = ItemTypeModel("", table, rule, has_times)
-        model = TypeModel("", table, rule, has_times)
+        next_type, item_type = (
+            _without_trees(TypeModel, self, table),
+            _without_trees(ItemTypeModel, self, table),
+        )
         targets, parts = self.targets, []
-        for rows, _ in chunks(targets.lengths(HISTORY_EVENTS)):
+        for rows, _ in chunks(targets.lengths(EVENTS)):
             lines = slice(*np.searchsorted(targets.row, [rows.start, rows.stop]))
-            own = None if self.own is None else self.own[targets.positions(rows, HISTORY_EVENTS)]
-            histories, row = targets.histories(rows), targets.row[lines] - rows.start
+            histories, own = self.histories(rows)
+            row, item = targets.row[lines] - rows.start, targets.item[lines]
             if table.has_items:
                 left = None if self.own_lines is None else self.own_lines[lines]
-                parts.append(
-                    item_model.features(histories, row, targets.item[lines], own, left)
-                )
+                parts.append(item_type.features(histories, row, item, own, left))
             else:
-                parts.append(model.features(histories, own)[row])
+                parts.append(next_type.features(histories, own)[row])
         return np.concatenate(parts)
 
+    def having_item(self) -> NDArray[np.bool_]:
+        """(lines,) which of them have an item."""
+        some: NDArray[np.bool_] = self.targets.item != NONE
+        return some
 
-def fit_type_models(part: Split, item_vectors: Vectors, seed: int) -> FittedTypes:
-    """Fits both models on part.train; rounds, calibration and decision rule on part.validation.
 
-    A training target is predicted from its user's true earlier events, and what the tables count
-    leaves that user out. Nothing is fitted again with the validation part.
+@dataclass(frozen=True)
+class _Chosen:
+    """What validation says about one of the models."""
+
+    rounds: int
+    rule: Rule
+    measured: dict[str, Any]
+
+
+def fit_type_models(
+    part: Split, item_vectors: Vectors, seed: int, *, refit: bool = True
+) -> FittedTypes:
+    """Fits both models.
+
+    Rounds, calibration and decision rule are chosen on part.validation by models of part.train. A
+    training target is predicted from its user's true earlier events, and what the tables count
+    leaves that user out.
 
     Args:
         part: with the vocabulary of types of the training part.
         item_vectors: (items, cols) of the items' texts.
         seed: of the draw of targets, the trees and the folds of the rule.
+        refit: whether trees and tables are then made again, of the training and the validation
+            part, with as many more rounds as there are more lines. The report is that of the
+            first fit: the second has no targets left to be measured on but the test part's.
     """
     train = part.train
     learn = _learning(train, seed)
     judge = _drawn(_Lines(part.validation), MOST_VALIDATION_LINES, MOST_EVENTS, seed)
-    true = learn.targets.type, judge.targets.type
-    few = len(true[0]) < LEAST_LINES or len(true[1]) < LEAST_VALIDATION_LINES
-    if few or len(np.unique(true[0])) < 2:
+    if not _enough(learn, judge) or len(np.unique(learn.targets.type)) < 2:
         return FittedTypes()
     table = item_types(train, item_vectors)
-    has_times = train.has_times
-    features = [lines.features(table, has_times=has_times) for lines in (learn, judge)]
-    report: dict[str, dict[str, Any]] = {}
+    kinds: list[type[Trees]] = [TypeModel]
+    if table.has_items and _enough(learn, judge, having_item=True):
+        kinds.append(ItemTypeModel)
+    features = learn.features(table), judge.features(table)
+    texts, chosen = {}, {}
+    for kind in kinds:
+        texts[kind], chosen[kind] = _choose(kind, (learn, judge), features, table, seed)
+    if refit:
+        first = len(learn.targets.type)
+        learn = _learning(part.validation.events, seed)
+        table = item_types(part.validation.events, item_vectors)
+        whole = learn.features(table)
+        for kind in kinds:
+            rounds = round(chosen[kind].rounds * len(learn.targets.type) / first)
+            texts[kind] = _trees(
+                *_read_by(kind, learn, whole, table), len(table.prior), seed, rounds
+            )[0]
 
-    def fitted(kind: type[Model], chosen: list[NDArray[np.bool_]], columns: int | None) -> Model:
-        text, rounds, scores = _trees(
-            [matrix[some, :columns] for matrix, some in zip(features, chosen, strict=True)],
-            [types[some] for types, some in zip(true, chosen, strict=True)],
-            len(table.prior),
-            seed,
-        )
-        kept = true[1][chosen[1]]
-        rule, probabilities, choices = fit_rule(scores, kept, judge.user[chosen[1]], seed)
-        measured = type_metrics(probabilities, kept, train.behavior_types, choices)
-        report[kind.NAME] = {"rounds": rounds, **measured}
-        return kind(text, table, rule, has_times)
+    def model(kind: type[Model]) -> Model | None:
+        if kind not in kinds:
+            return None
+        return kind(texts[kind], table, chosen[kind].rule, train.has_times)
 
-    of_user = TypeModel("", table, plain(len(table.prior)), has_times).features(NO_HISTORY).shape[1]
-    next_type = fitted(TypeModel, [np.ones(len(types), np.bool_) for types in true], of_user)
-    with_item = [lines.targets.item != -1 for lines in (learn, judge)]
-    enough = with_item[0].sum() >= LEAST_LINES and with_item[1].sum() >= LEAST_VALIDATION_LINES
-    item_type = fitted(ItemTypeModel, with_item, None) if table.has_items and enough else None
-    return FittedTypes(next_type, item_type, report)
+    return FittedTypes(
+        model(TypeModel),
+        model(ItemTypeModel),
+        {kind.NAME: {"rounds": chosen[kind].rounds, **chosen[kind].measured} for kind in kinds},
+    )
+
+
+def _enough(learn: _Lines, judge: _Lines, *, having_item: bool = False) -> bool:
+    counts = [int((lines.having_item() | (not having_item)).sum()) for lines in (learn, judge)]
+    return counts[0] >= LEAST_LINES and counts[1] >= LEAST_VALIDATION_LINES
+
+
+def _without_trees(kind: type[Model], lines: _Lines, table: ItemTypes) -> Model:
+    return kind("", table, plain(len(table.prior)), lines.targets.events.has_times)
+
+
+def _read_by(
+    kind: type[Trees], lines: _Lines, features: Floats, table: ItemTypes
+) -> tuple[Floats, Ints]:
+    """The features and types of the lines that a model learns from."""
+    if kind is ItemTypeModel:
+        some = lines.having_item()
+        return features[some], lines.targets.type[some]
+    read = _without_trees(TypeModel, lines, table).features(NO_HISTORY).shape[1]
+    return features[:, :read], lines.targets.type
+
+
+def _choose(
+    kind: type[Trees],
+    lines: tuple[_Lines, _Lines],
+    features: tuple[Floats, Floats],
+    table: ItemTypes,
+    seed: int,
+) -> tuple[str, _Chosen]:
+    """Trees of the first lines, and what the others choose: rounds and rule."""
+    types = len(table.prior)
+    learn, judge = (
+        _read_by(kind, part, matrix, table) for part, matrix in zip(lines, features, strict=True)
+    )
+    text, rounds, scores = _trees(*learn, types, seed, ROUNDS, judge)
+    user = lines[1].user[lines[1].having_item()] if kind is ItemTypeModel else lines[1].user
+    rule, probabilities, choices = fit_rule(scores, judge[1], user, seed)
+    names = lines[0].targets.events.behavior_types
+    return text, _Chosen(rounds, rule, type_metrics(probabilities, judge[1], names, choices))
 
 
 def _learning(train: Events, seed: int) -> _Lines:
@@ -159,7 +240,7 @@ def _drawn(lines: _Lines, most: int, most_events: int, seed: int) -> _Lines:
     count = np.bincount(targets.row[typed], minlength=len(targets))
     order = np.random.default_rng(seed).permutation(len(targets))
     fits = np.cumsum(count[order]) <= most
-    fits &= np.cumsum(targets.lengths(HISTORY_EVENTS)[order]) <= most_events
+    fits &= np.cumsum(targets.lengths(EVENTS)[order]) <= most_events
     chosen = np.zeros(len(targets), np.bool_)
     chosen[order[fits]] = True
     kept = chosen[targets.row] & typed
@@ -171,31 +252,40 @@ def _drawn(lines: _Lines, most: int, most_events: int, seed: int) -> _Lines:
 
 
 def _trees(
-    features: list[Floats], true: list[Ints], types: int, seed: int
+    features: Floats,
+    true: Ints,
+    types: int,
+    seed: int,
+    rounds: int,
+    judge: tuple[Floats, Ints] | None = None,
 ) -> tuple[str, int, Floats]:
-    """The trees in LightGBM's text format, their rounds, and their scores of the second part.
+    """The trees in LightGBM's text format, their rounds, and their scores of `judge`.
 
     Args:
-        features: of the lines to learn from, and of those that say when to stop.
-        true: the types of both.
+        features: (lines, k) of the lines to learn from.
+        true: (lines,) their types.
         types: behavior types.
         seed: of the columns that a tree may read.
+        rounds: of trees, at most.
+        judge: features and types of other lines that say when to stop.
     """
     parameters = {
         **PARAMETERS,
         "num_class": types,
-        "min_data_in_leaf": min(LEAF_LINES, len(true[0]) // 20),
+        "min_data_in_leaf": min(LEAF_LINES, len(true) // 20),
         "seed": seed,
     }
-    learn = lightgbm.Dataset(features[0], true[0], params=parameters)
+    learn = lightgbm.Dataset(features, true, params=parameters)
     booster = lightgbm.train(
         parameters,
         learn,
-        ROUNDS,
-        valid_sets=[learn.create_valid(features[1], true[1])],
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+        rounds,
+        valid_sets=None if judge is None else [learn.create_valid(*judge)],
+        callbacks=None if judge is None else [lightgbm.early_stopping(PATIENCE, verbose=False)],
     )
-    rounds = booster.best_iteration
-    text = booster.model_to_string(num_iteration=rounds)
-    scores = booster.predict(features[1], num_iteration=rounds, raw_score=True, num_threads=1)
-    return text, rounds, np.asarray(scores)
+    best = booster.current_iteration() if judge is None else booster.best_iteration
+    text = booster.model_to_string(num_iteration=best)
+    if judge is None:
+        return text, best, np.zeros((0, types), np.float32)
+    scores = booster.predict(judge[0], num_iteration=best, raw_score=True, num_threads=1)
+    return text, best, np.asarray(scores)

@@ -28,19 +28,15 @@ def item_types(train: Events, item_vectors: Vectors) -> ItemTypes:
     Args:
         item_vectors: (items, cols) of the items' texts; zero where an item has none.
     """
-    types, items = len(train.behavior_types), len(train.item_ids)
-    some = train.type >= 0
-    prior = _shares(np.bincount(train.type[some], minlength=types) + 1.0)
-    counts = np.zeros((items, types), np.float32)
-    if train.has_items:
-        with_item = some & (train.item >= 0)
-        pairs = train.item[with_item] * types + train.type[with_item]
-        counts = np.bincount(pairs, minlength=items * types).reshape(items, types)
-    else:
-        counts = counts[:0]
-        item_vectors = item_vectors[:0]
-    vectors = _principal(item_vectors)
-    usual = _usual(vectors, counts.astype(np.float64), prior)
+    types = len(train.behavior_types)
+    typed = train.type >= 0
+    prior = _shares(np.bincount(train.type[typed], minlength=types) + 1.0)
+    items = len(train.item_ids) if train.has_items else 0
+    some = typed & (train.item >= 0)
+    cells = train.item[some] * types + train.type[some]
+    counts = np.bincount(cells, minlength=items * types).reshape(items, types).astype(np.float64)
+    vectors = _principal(item_vectors[:items])
+    usual = _usual(vectors, counts, prior)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(lengths > 0, lengths, 1)
     return ItemTypes(
@@ -49,7 +45,8 @@ def item_types(train: Events, item_vectors: Vectors) -> ItemTypes:
 
 
 def _shares(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    return counts / counts.sum(axis=-1, keepdims=True)
+    shares: NDArray[np.float64] = counts / counts.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _principal(vectors: Vectors) -> NDArray[np.float64]:
@@ -62,7 +59,8 @@ def _principal(vectors: Vectors) -> NDArray[np.float64]:
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
     out = np.zeros((len(vectors), min(TEXT_COLS, vectors.shape[1])))
     out[some] = centred @ axes[:, ::-1][:, : out.shape[1]]
-    return out / np.sqrt(max(variances[-1], 1e-12))
+    out /= np.sqrt(max(variances[-1], 1e-12))
+    return out
 
 
 def _usual(

@@ -90,9 +90,9 @@ class View:
         table = np.exp2(-np.arange(oldest + 1) / half_life).astype(np.float32)
         return table[self.age]
 
-    def last(self, count: int, skip: int = 0) -> Ints:
+    def last(self, count: int) -> Ints:
         """(histories, count) where the last events are, the very last first; -1 where none is."""
-        back = np.arange(skip, skip + count)
+        back = np.arange(count)
         exists = back < self.histories.lengths[:, None]
         at: Ints = np.where(exists, self.ends[:, None] - 1 - back, -1)
         return at
@@ -104,7 +104,7 @@ class View:
         return np.append(values, np.asarray(missing, values.dtype))[at]
 
     def youngest(self, chosen: NDArray[np.bool_]) -> Ints:
-        """(histories,) age of each history's latest chosen event; its length where there is none."""
+        """(histories,) age of each history's latest chosen event; its length if it has none."""
         out = self.histories.lengths.copy()
         np.minimum.at(out, self.row[chosen], self.age[chosen])
         return out
@@ -131,9 +131,8 @@ def history_features(view: View) -> dict[str, Floats]:
 
 def columns_of(*parts: NDArray[np.generic]) -> Floats:
     """One matrix of columns (n,) and matrices (n, k)."""
-    return np.concatenate(
-        [p.astype(np.float32, copy=False).reshape(len(p), -1) for p in parts], axis=1
-    )
+    wide = [part if part.ndim == 2 else part[:, None] for part in parts]
+    return np.concatenate([part.astype(np.float32, copy=False) for part in wide], axis=1)
 
 
 def _last_types(view: View) -> Floats:
@@ -165,9 +164,13 @@ def _runs(view: View) -> Floats:
     type_ = view.histories.type
     run = view.youngest(type_ != view.last_type[view.row])
     change = (type_ != np.roll(type_, 1)) & (view.age < view.histories.lengths[view.row] - 1)
-    changes = [_mean(view, half_life, change.astype(np.float32)[:, None]) for half_life in (8.0, 32.0)]
+    changes = [
+        _mean(view, half_life, change.astype(np.float32)[:, None]) for half_life in (8.0, 32.0)
+    ]
     since = [np.log1p(view.youngest(type_ == code)) for code in range(view.types)]
-    before_run = view.take(type_, np.where(run < view.histories.lengths, view.ends - 1 - run, -1), NONE)
+    before_run = view.take(
+        type_, np.where(run < view.histories.lengths, view.ends - 1 - run, -1), NONE
+    )
     return columns_of(np.log1p(run), before_run, *changes, *since)
 
 
@@ -175,11 +178,12 @@ def _mean(view: View, half_life: float, columns: Floats) -> Floats:
     """(histories, k) decayed means of columns (events, k); 0 where there is no event."""
     ones = np.ones((len(columns), 1), np.float32)
     sums = view.sum(view.fading(half_life), np.concatenate([columns, ones], axis=1))
-    return sums[:, :-1] / np.maximum(sums[:, -1:], 1e-6)
+    means: Floats = sums[:, :-1] / np.maximum(sums[:, -1:], 1e-6)
+    return means
 
 
 def residuals(view: View) -> dict[float, Floats]:
-    """(histories, types) by half-life: how the user's types differ from those usual for the items."""
+    """(histories, types) by half-life: how the user differs from what is usual for the items."""
     some = (view.histories.item != NONE).astype(np.float32)
     columns = np.concatenate([view.one_hot - view.seen.expected, some[:, None]], axis=1)
     found = {}
@@ -196,10 +200,10 @@ def _items(view: View) -> Floats:
     at = view.last(2)
     last = view.take(items, at[:, :1], NONE)[:, 0]
     same = view.youngest(items != last[view.row])
-    count = view.sum((items == last[view.row]).astype(np.float32), np.ones((len(items), 1), np.float32))
-    of_last = [
-        view.take(np.ascontiguousarray(column), at[:, :1], np.nan) for column in usual.T
-    ]
+    count = view.sum(
+        (items == last[view.row]).astype(np.float32), np.ones((len(items), 1), np.float32)
+    )
+    of_last = [view.take(np.ascontiguousarray(column), at[:, :1], np.nan) for column in usual.T]
     return columns_of(
         _mean(view, 4.0, usual), _mean(view, 32.0, usual), *of_last,
         np.log1p(same), np.log1p(count),

@@ -22,6 +22,9 @@ from predictor.models.type_features import View, history_features
 from predictor.models.type_pairs import pair_features
 from predictor.models.type_tables import Floats, ItemTypes
 
+EVENTS = 512
+"""Latest events of a history that are read."""
+
 CHUNK_EVENTS = 400_000
 """Events of the histories that are looked at together: bounds memory."""
 
@@ -42,7 +45,8 @@ class Rule:
         """(n, types) from scores (n, types)."""
         logits = scores.astype(np.float64) * self.scale + np.array(self.biases)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        shares: Floats = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        return shares
 
     def choose(self, probabilities: Floats) -> Ints:
         """(n,) the type to name for each row of probabilities (n, types)."""
@@ -182,6 +186,7 @@ class TypeModel(Trees):
             own: (events, types) see ItemTypes.seen.
         """
         parts = []
+        histories, own = latest(histories, own)
         for rows, events in chunks(histories.lengths):
             left = None if own is None else own[events]
             groups = history_features(self.view(some_of(histories, rows, events), left))
@@ -189,7 +194,7 @@ class TypeModel(Trees):
         return np.concatenate(parts)
 
     def _features_read(self) -> int:
-        return self.features(NO_HISTORY).shape[1]
+        return int(self.features(NO_HISTORY).shape[1])
 
 
 class ItemTypeModel(Trees):
@@ -221,6 +226,7 @@ class ItemTypeModel(Trees):
             own_pairs: (n, types) the same of the pairs' items.
         """
         parts = []
+        histories, own = latest(histories, own)
         for rows, events in chunks(histories.lengths):
             begin, end = np.searchsorted(row, [rows.start, rows.stop])
             pairs = slice(begin, end)
@@ -234,14 +240,28 @@ class ItemTypeModel(Trees):
         return np.concatenate(parts)
 
     def _features_read(self) -> int:
-        return self.features(NO_HISTORY, np.zeros(1, np.int64), np.zeros(1, np.int64)).shape[1]
+        pair = np.zeros(1, np.int64)
+        return int(self.features(NO_HISTORY, pair, pair).shape[1])
 
 
 _NOTHING = np.zeros(0, np.int64)
-NO_HISTORY = Histories(
-    _NOTHING, _NOTHING, _NOTHING, np.zeros(1, np.int64), np.zeros(1, np.int64)
-)
+NO_HISTORY = Histories(_NOTHING, _NOTHING, _NOTHING, np.zeros(1, np.int64), np.zeros(1, np.int64))
 """One history without events."""
+
+
+def latest(histories: Histories, own: Floats | None) -> tuple[Histories, Floats | None]:
+    """Histories, and values of their events, cut to the last EVENTS events."""
+    kept = histories.age < EVENTS
+    if kept.all():
+        return histories, own
+    cut = Histories(
+        histories.item[kept],
+        histories.type[kept],
+        histories.timestamp[kept],
+        np.minimum(histories.lengths, EVENTS),
+        histories.as_of,
+    )
+    return cut, None if own is None else own[kept]
 
 
 def chunks(lengths: Ints) -> Iterator[tuple[slice, slice]]:

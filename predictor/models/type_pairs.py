@@ -9,7 +9,7 @@ from predictor.models.history import NONE, Ints
 from predictor.models.type_features import RESIDUAL_PRIOR, View, columns_of, residuals
 from predictor.models.type_tables import Floats, ItemTypes, Seen
 
-AFFINITY_EVENTS = 1_000
+AFFINITY_EVENTS = 300
 """Latest events whose items a candidate is compared with."""
 
 SHARPNESS = (4.0, 12.0)
@@ -75,32 +75,40 @@ def _own(view: View, row: Ints, item: Ints) -> Floats:
 
 def _affinity(view: View, row: Ints, item: Ints, table: ItemTypes) -> Floats:
     """Types, and differences to what is usual, of the user's items that are like this one."""
-    vectors = table.vectors_of(view.histories.item)
+    items = table.rows(view.histories.item)
     values = np.concatenate(
         [view.one_hot, view.one_hot - view.seen.expected, np.ones_like(view.one_hot[:, :1])], axis=1
     )
     lengths = np.minimum(view.histories.lengths, AFFINITY_EVENTS)[row]
-    parts = []
+    parts: list[Floats] = []
     begin, ends = 0, np.cumsum(lengths)
     while begin < len(row) or not parts:
         most = (ends[begin - 1] if begin else 0) + CHUNK_COMPARISONS
         stop = max(begin + 1, int(np.searchsorted(ends, most, "right")))
         some = slice(begin, min(stop, len(row)))
         parts.append(
-            _compared(view, row[some], lengths[some], table.vectors_of(item[some]), vectors, values)
+            _compared(
+                view, row[some], lengths[some], table.vectors_of(item[some]), items, table, values
+            )
         )
         begin = stop
     return np.concatenate(parts)
 
 
 def _compared(
-    view: View, row: Ints, lengths: Ints, candidates: Floats, vectors: Floats, values: Floats
+    view: View,
+    row: Ints,
+    lengths: Ints,
+    candidates: Floats,
+    items: Ints,
+    table: ItemTypes,
+    values: Floats,
 ) -> Floats:
     """The features of `_affinity` for a few pairs."""
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     pair = np.repeat(np.arange(len(row)), lengths)
     at = np.arange(indptr[-1]) + np.repeat(view.ends[row] - indptr[1:], lengths)
-    cosine = np.einsum("ij,ij->i", vectors[at], candidates[pair])
+    cosine = np.einsum("ij,ij->i", table.padded_vectors[items[at]], candidates[pair])
     nearest = np.full(len(row), -1, np.float32)
     np.maximum.at(nearest, pair, cosine)
     parts = [nearest]

@@ -1,4 +1,4 @@
-"""What a version knows of its items' behavior types: frozen at training, read by the type models."""
+"""What a version knows of its items' behavior types: frozen at training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class ItemTypes:
         return np.concatenate([self.usual, self.prior[None]])
 
     @cached_property
-    def _vectors(self) -> Floats:
+    def padded_vectors(self) -> Floats:
+        """(items + 1, cols) with a row of zeros at the end; see `rows`."""
         padded = np.concatenate([self.vectors, np.zeros_like(self.vectors, shape=(1, self.cols))])
         return padded.astype(np.float32)
 
@@ -65,7 +66,7 @@ class ItemTypes:
         """Columns of the vectors."""
         return int(self.vectors.shape[1])
 
-    def _rows(self, item: Ints) -> Ints:
+    def rows(self, item: Ints) -> Ints:
         """The tables' rows of items; the last one, of zeros, for those that they lack."""
         size = len(self.counts)
         return np.where((item >= 0) & (item < size), item, size)
@@ -77,7 +78,7 @@ class ItemTypes:
             item: (n,) as in Histories.
             own: (n, types) events to leave out of the table: in training, those of the same user.
         """
-        rows = self._rows(item)
+        rows = self.rows(item)
         counts = self._counts[rows]
         if own is not None:
             counts = np.maximum(counts - own, 0)
@@ -87,7 +88,7 @@ class ItemTypes:
 
     def vectors_of(self, item: Ints) -> Floats:
         """(n, cols) vectors of items."""
-        return self._vectors[self._rows(item)]
+        return self.padded_vectors[self.rows(item)]
 
     def tensors(self) -> bytes:
         """As safetensors."""
@@ -114,7 +115,9 @@ class ItemTypes:
         if tensors.keys() != {"counts", "usual", "prior", "vectors"}:
             raise ValueError(f"has {sorted(tensors)}, not counts, prior, usual, vectors")
         for name, values in tensors.items():
-            want, dims = (np.float16, 2) if name == "vectors" else (np.float32, 1 + (name != "prior"))
+            want, dims = (
+                (np.float16, 2) if name == "vectors" else (np.float32, 1 + (name != "prior"))
+            )
             if values.dtype != want or values.ndim != dims:
                 raise ValueError(f"{name} is {values.dtype} of shape {values.shape}")
             if not np.isfinite(values).all() or (name != "vectors" and (values < 0).any()):

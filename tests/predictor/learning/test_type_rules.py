@@ -1,0 +1,53 @@
+"""Calibration and weights on scores whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from predictor.learning.type_rules import calibrate, fit_rule, plain, quality, weigh
+from predictor.models.history import Ints
+from predictor.models.type_tables import Floats
+
+
+def drawn(sharpness: float, size: int = 4_000) -> tuple[Floats, Ints, Ints]:
+    """Scores that are the true logits times `sharpness`, types, and users."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(size, 3)) * 1.5 + [1.5, 0, -1.5]
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    true = (rng.random((size, 1)) > shares.cumsum(axis=1)).sum(axis=1)
+    return (logits * sharpness).astype(np.float32), true, rng.integers(0, 50, size)
+
+
+def test_scale_and_biases_are_found() -> None:
+    scores, true, _ = drawn(3.0)
+    rule = calibrate(scores + np.array([0, 0, 1], np.float32), true)
+    assert abs(rule.scale - 1 / 3) < 0.03
+    assert abs(rule.biases[2] - rule.biases[0] + 1 / 3) < 0.15
+
+
+def test_calibration_is_kept_where_it_helps_other_users() -> None:
+    scores, true, user = drawn(3.0)
+    rule, probabilities, _ = fit_rule(scores, true, user, 0)
+    assert rule.scale < 0.5
+    confidence = probabilities.max(axis=1).mean()
+    assert abs(confidence - (probabilities.argmax(axis=1) == true).mean()) < 0.02
+    scores, true, user = drawn(1.0)
+    rule, _, _ = fit_rule(scores, true, user, 0)
+    assert abs(rule.scale - 1) < 0.1
+
+
+def test_weights_buy_f1_for_little_accuracy() -> None:
+    scores, true, _ = drawn(1.0)
+    rule = plain(3)
+    probabilities = rule.probabilities(scores)
+    weighted = weigh(rule, probabilities, true)
+    before = quality(rule.choose(probabilities), true, 3)
+    after = quality(weighted.choose(probabilities), true, 3)
+    assert after[1] > before[1]
+    assert after[0] >= before[0] - 0.0011
+    assert weighted.weights != rule.weights
+
+
+def test_quality_is_accuracy_and_macro_f1() -> None:
+    found = quality(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]), 3)
+    assert found == (0.75, (2 * 2 / 5 + 2 / 3) / 2)
