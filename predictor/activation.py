@@ -21,6 +21,7 @@ from predictor import publishing, registry
 from predictor.catalog import Catalog
 from predictor.embedder import Embedder
 from predictor.models import model_dir
+from predictor.models.history import HISTORY_EVENTS
 from predictor.models.version import Version
 from predictor.processes import Presence
 from serving.database import Database, first_answer, once
@@ -52,6 +53,28 @@ class ServedModel:
     def name(self) -> str:
         """Of the version."""
         return self.version.config.version
+
+    @cached_property
+    def item_index(self) -> dict[str, int]:
+        """Position of each item that the version knew in training."""
+        return {item_id: at for at, item_id in enumerate(self.version.item_ids)}
+
+    @property
+    def history_events(self) -> int:
+        """Latest events of a user that its parts read."""
+        if self.version.reads_whole_histories:
+            return HISTORY_EVENTS
+        return self.version.config.history_length
+
+    def asked_for(self, k: int) -> int:
+        """Items that Search is asked for where k are wanted; 0: the ranker finds enough alone."""
+        ranker = self.version.ranker
+        if ranker is None:
+            return max(k, self.version.config.candidates)
+        recipe = ranker.recipe
+        # The user's own items may be few: they do not count.
+        enough = recipe.popular + recipe.searched >= 2 * k
+        return recipe.searched if enough else max(k, recipe.searched)
 
     @cached_property
     def type_index(self) -> dict[str, int]:

@@ -24,11 +24,14 @@ from predictor.events import EventStore, PastEvent
 from predictor.fallback import Fallback, PopularItems
 from predictor.models.version import Version
 from predictor.patience import Patience
+from predictor.ranking import Ranked, RankRequest, item_types, rank_batch
 from predictor.reading import Reading, Request, read_batch
-from predictor.retrieval import Hits, Retrieval, VectorSearch
+from predictor.retrieval import Retrieval, VectorSearch
 from predictor.selection import Selection
 
 log = logging.getLogger(__name__)
+
+NOTHING = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Predictor:
         self._history_events = history_events
         self._popular = PopularItems(store)
         self._worker = ThreadPoolExecutor(1, "sequence model")
+        self._ranker: Batcher[RankRequest, Ranked] = Batcher(self._rank, limits.QUERIES)
         self._reader: Batcher[Request, Reading] = Batcher(self._read, limits.QUERIES)
 
     async def predict(
@@ -115,6 +119,8 @@ class Predictor:
             fallback_reason=_fallback_reason(served, reading),
             pending_texts=reading.pending_texts,
             history_events=len(reading.history),
+            predicted_behavior_type=reading.predicted_type,
+            expected_gap_s=reading.expected_gap_s,
         )
         answering = _Answering(query, served, reading, prediction, timings, patience)
         await self._items(answering)
@@ -130,6 +136,10 @@ class Predictor:
         return list(
             await loop.run_in_executor(self._worker, partial(read_batch, self._store, requests))
         )
+
+    async def _rank(self, requests: Sequence[RankRequest]) -> list[Ranked | ForetellError]:
+        loop = asyncio.get_running_loop()
+        return list(await loop.run_in_executor(self._worker, partial(rank_batch, requests)))
 
     async def _inline_vectors(
         self, served: ServedModel | None, query: Query, patience: Patience
@@ -179,8 +189,24 @@ class Predictor:
             await fallback.personal(selection, query.user_id, query.history)
             await fallback.popular(selection)
         prediction.items.extend(selection.items)
+        if query.rank is not None:
+            await self._item_types(answering)
         prediction.missing_ids.extend(await _missing(query, fallback))
         prediction.shortfall_reason = _shortfall(query, selection, prediction)
+
+    async def _item_types(self, answering: _Answering) -> None:
+        """Adds to each item what the user would do with it, if the version has learned that."""
+        served, items = answering.served, answering.prediction.items
+        if served is None or served.version.item_type_model is None or not items:
+            return
+        loop = asyncio.get_running_loop()
+        ids = [item.item_id for item in items]
+        work = partial(item_types, served, answering.reading.history, ids)
+        probabilities = await loop.run_in_executor(self._worker, work)
+        names = served.version.config.behavior_types
+        for item, row in zip(items, probabilities, strict=True):
+            for at in np.argsort(-row, kind="stable").tolist():
+                item.behavior_types.add(behavior_type=names[at], probability=float(row[at]))
 
     async def _search(self, answering: _Answering, selection: Selection) -> bool:
         """Adds the model's items; whether there are no others that may be answered.
@@ -194,16 +220,50 @@ class Predictor:
         assert reading.query is not None
         if selection.allow == []:
             return True
+        if selection.allow is None and not served.asked_for(selection.k):
+            found = await self._ranked(answering, served, selection, Ranked([], NOTHING))
+            return self._added(answering, selection, found)
         deny: Sequence[str] = () if selection.allow else list(selection.deny)
         # What does not fit into the call's filter is left out afterwards.
         sent, rest = deny[: limits.FILTER_IDS], deny[limits.FILTER_IDS :]
-        k = min(limits.K, max(served.version.config.candidates, selection.k) + len(rest))
+        k = min(limits.K, max(served.asked_for(selection.k), selection.k) + len(rest))
         hits = await self._retrieval.search(
             VectorSearch(served.items.collection, reading.query, k, selection.allow or (), sent)
         )
         answering.timings.search_us = hits.search_us
-        answering.prediction.candidates = _add(served.version, hits, selection)
-        return selection.wanted <= 0 or len(hits.ids) < k
+        # Denied ids that were too many for the filter do not belong to the candidates.
+        keep = np.array([item_id not in selection.deny for item_id in hits.ids], np.bool_)
+        found = Ranked(list(itertools.compress(hits.ids, keep)), hits.scores[keep])
+        if served.version.ranker is not None:
+            found = await self._ranked(answering, served, selection, found)
+        return self._added(answering, selection, found) or len(hits.ids) < k
+
+    def _added(self, answering: _Answering, selection: Selection, found: Ranked) -> bool:
+        """Adds the candidates to the answer; whether they are enough."""
+        assert answering.served is not None
+        _add(answering.served.version, found, selection)
+        answering.prediction.candidates = len(found.ids)
+        return selection.wanted <= 0
+
+    async def _ranked(
+        self, answering: _Answering, served: ServedModel, selection: Selection, found: Ranked
+    ) -> Ranked:
+        """The second stage: what Search found, and what the ranker adds, in its order."""
+        begin = time.perf_counter_ns()
+        assert answering.reading.query is not None
+        ranked = await self._ranker.submit(
+            RankRequest(
+                served,
+                answering.reading.history,
+                answering.reading.query,
+                dict(zip(found.ids, found.scores.tolist(), strict=True)),
+                selection.allow is None,
+                not _repeats_excluded(answering.query, served),
+                selection.deny,
+            )
+        )
+        answering.timings.forward_us += (time.perf_counter_ns() - begin) // 1_000
+        return ranked
 
 
 async def _missing(query: Query, fallback: Fallback) -> list[str]:
@@ -222,19 +282,14 @@ def _note(error: ForetellError) -> None:
         log.warning("the search for items failed: %s", error.message)
 
 
-def _add(version: Version, hits: Hits, selection: Selection) -> int:
-    """Adds the best of a search, with probabilities over all that it found; their number."""
-    # Denied ids that were too many for the filter do not belong to the candidates.
-    keep = np.array([item_id not in selection.deny for item_id in hits.ids], np.bool_)
-    scores = hits.scores[keep]
-    ids = list(itertools.compress(hits.ids, keep))
-    probabilities = version.item_probabilities(scores)
+def _add(version: Version, found: Ranked, selection: Selection) -> None:
+    """Adds the best of the candidates, with probabilities over all of them."""
+    probabilities = version.item_probabilities(found.scores)
     best = selection.k
     for item_id, score, probability in zip(
-        ids[:best], scores[:best].tolist(), probabilities[:best].tolist(), strict=True
+        found.ids[:best], found.scores[:best].tolist(), probabilities[:best].tolist(), strict=True
     ):
         selection.add(item_id, score, pb.METHOD_MODEL, probability)
-    return len(ids)
 
 
 def _fallback_reason(served: ServedModel | None, reading: Reading) -> pb.FallbackReason.ValueType:

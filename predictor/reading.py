@@ -15,7 +15,8 @@ import numpy as np
 from foretell.vectors import Vectors
 from predictor.activation import ServedModel
 from predictor.events import EventStore, PastEvent
-from predictor.models.history import HistoryBatch, history_batch
+from predictor.histories import ItemNumbers, whole_histories
+from predictor.models.history import HISTORY_EVENTS, HistoryBatch, history_batch
 
 SHARES_HALF_LIFE = 20.0
 """Events after which an event counts half in a user's shares of behavior types."""
@@ -46,6 +47,10 @@ class Reading:
     """Oldest first: what the answer rests on."""
     types: list[tuple[str, float]]
     """Probabilities of the next behavior type, most probable first."""
+    predicted_type: str = ""
+    """The one to name where only one can be named; "" where nothing is known."""
+    expected_gap_s: float = 0.0
+    """Seconds from the last event to the next; 0: unknown."""
     query: Vectors | None = None
     """(dims,) query vector of the model."""
     pending_texts: int = 0
@@ -68,7 +73,9 @@ def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
         if served is None:
             everybody = store.type_counts()
             for at in chosen:
-                readings[at].types = type_shares(readings[at].history, everybody)
+                types = type_shares(readings[at].history, everybody)
+                readings[at].types = types
+                readings[at].predicted_type = types[0][0] if types else ""
         else:
             _forward(served, [readings[at] for at in chosen], [requests[at] for at in chosen])
     worked_us = (time.perf_counter_ns() - begin) // 1_000
@@ -79,35 +86,46 @@ def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
 
 def _read(store: EventStore, request: Request) -> Reading:
     served, inline = request.served, list(request.inline)
-    last = request.without_model if served is None else served.version.config.history_length
+    last = request.without_model if served is None else served.history_events
     # Content answers need the texts themselves.
     texts = served is None or served.items is None
     stored: list[PastEvent] = []
     if request.user_id and last > len(inline):
         stored = store.history(request.user_id, last - len(inline), texts=texts)
     own: set[str] = set()
+    history = [*stored, *inline][-last:]
     if request.own_items:
-        own = {event.item_id for event in inline if event.item_id}
-        if request.user_id:
+        own = {event.item_id for event in (*history, *inline) if event.item_id}
+        if request.user_id and last < HISTORY_EVENTS:
             own.update(store.items_of(request.user_id)[1])
-    return Reading([*stored, *inline][-last:], [], own_items=own)
+    return Reading(history, [], own_items=own)
 
 
 def _forward(served: ServedModel, readings: list[Reading], requests: list[Request]) -> None:
     """One forward pass for histories of one model."""
+    length = served.version.config.history_length
     batch, pending = tokens(
         served,
-        [reading.history for reading in readings],
+        [reading.history[-length:] for reading in readings],
         {text_id: row for request in requests for text_id, row in request.text_vectors.items()},
     )
     begin = time.perf_counter_ns()
-    probabilities, queries = served.version.predict(batch)
+    probabilities, queries, gaps_s = served.version.predict(batch)
+    chosen = probabilities.argmax(axis=1)
+    type_model = served.version.type_model
+    if type_model is not None:
+        numbers = ItemNumbers(served.item_index, len(served.version.item_ids))
+        histories = whole_histories(served, [reading.history for reading in readings], numbers)
+        probabilities = type_model.predict(histories)
+        chosen = type_model.choose(probabilities)
     forward_us = (time.perf_counter_ns() - begin) // 1_000
     names = served.version.config.behavior_types
     for row, reading in enumerate(readings):
         order = np.argsort(-probabilities[row], kind="stable")
         reading.types = [(names[at], float(probabilities[row, at])) for at in order]
+        reading.predicted_type = names[chosen[row]]
         reading.query = queries[row]
+        reading.expected_gap_s = float(gaps_s[row])
         reading.pending_texts = pending[row]
         reading.forward_us = forward_us
 

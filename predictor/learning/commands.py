@@ -23,7 +23,7 @@ import torch
 from foretell import Client
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
-from predictor.learning import evaluation, sources, training
+from predictor.learning import comparison, sources, training
 from predictor.learning.fitting import FitConfig
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import SPLITS, Protocol
@@ -114,7 +114,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     command.add_argument("version", type=Path, metavar="MODEL_DIR", help="a version directory")
     _add_data(command)
-    command.set_defaults(run=evaluate, show=evaluation.tables)
+    command.set_defaults(run=evaluate, show=comparison.tables)
 
 
 def _add_register(commands: Commands) -> None:
@@ -210,14 +210,14 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show_train(result: dict[str, Any]) -> str:
-    parts = [evaluation.tables(result)]
+    parts = [comparison.tables(result)]
     if "own_text" in result:
         columns = ("train_accuracy", "validation_accuracy", "majority_accuracy", "f1", "log_loss")
         for name in ("own_text", "next_type"):
-            confusion = evaluation.confusion_text(
+            confusion = comparison.confusion_text(
                 result[name]["confusion_matrix"], result[name]["behavior_types"]
             )
-            parts.append(evaluation.text_table(name, columns, {name: result[name]}))
+            parts.append(comparison.text_table(name, columns, {name: result[name]}))
             parts.append(confusion)
     parts.append(f"version {result['version']} in {result['path']}")
     return "\n\n".join(parts)
@@ -234,7 +234,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     with _dataset(options) as dataset:
         part = training.divide(dataset, protocol)
         exclude = version.config.repeats == "excluded"
-        report = evaluation.evaluate_version(version, dataset, part)
+        report = comparison.evaluate_version(version, dataset, part)
         described = training.describe(part, protocol, exclude_history=exclude)
     return {"version": version.config.version, "protocol": described, **report}
 

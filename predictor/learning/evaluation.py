@@ -1,31 +1,25 @@
-"""Measures a model and the baselines on the same targets, with the same code."""
+"""What a sequence model says of targets, read as serving reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
-from predictor.learning.baselines import item_baselines
 from predictor.learning.data import Targets, history_of
 from predictor.learning.metrics import (
     Floats,
     ItemScorer,
     batches,
-    item_metrics,
 )
 from predictor.learning.sources import Dataset
-from predictor.learning.splits import Split
-from predictor.learning.type_baselines import type_baselines
 from predictor.learning.type_metrics import TypeScorer, type_metrics
-from predictor.models.history import Ints
+from predictor.models.history import NONE, Ints
 from predictor.models.sequence import Outputs, SequenceModel
-from predictor.models.version import OWN, Version, softmax
+from predictor.models.version import Version, softmax
 
 REPEATS = 0.05
 """Share of repeated purchases in training from which on repeats are answered by default."""
@@ -50,6 +44,7 @@ def outputs(model: SequenceModel, targets: Targets, space: Space, history_length
     return Outputs(
         np.concatenate([part.type_logits for part in parts]),
         np.concatenate([part.queries for part in parts]),
+        np.concatenate([part.log_gaps for part in parts]),
     )
 
 
@@ -63,73 +58,25 @@ def type_scorer(found: Outputs, temperature: float) -> TypeScorer:
     return lambda targets, rows: softmax(found.type_logits[rows], temperature)
 
 
-def compare(
-    version: Version, found: Outputs, space: Space, part: Split, warm: NDArray[np.bool_]
+def measure_types(
+    scorer: TypeScorer, targets: Targets, chosen: Ints | None = None
 ) -> dict[str, Any]:
-    """The metrics of the version and of every baseline on the test targets.
+    """type_metrics of every line that has a type.
 
     Args:
-        found: what the version's network says about part.test.
-        space: the vectors of part's items and texts.
-        warm: (items,) whether training saw the item.
-
-    Returns:
-        items and types, each from method to metrics, the version's OWN first; a part is missing
-        where the targets have none of it.
+        chosen: (contexts,) the types to name; None: the most probable ones.
     """
-    test, train = part.test, part.train
-    exclude = version.config.repeats == "excluded"
-    report: dict[str, Any] = {}
-    if (test.item >= 0).any():
-        scorers = {OWN: item_scorer(found, space), **item_baselines(train)}
-        report["items"] = {
-            method: item_metrics(scorer, test, warm, exclude_history=exclude)
-            for method, scorer in scorers.items()
-        }
-    if (test.type >= 0).any():
-        own = type_scorer(found, version.config.type_temperature)
-        type_scorers = {OWN: own, **type_baselines(train)}
-        report["types"] = {
-            method: measure_types(scorer, test) for method, scorer in type_scorers.items()
-        }
-    return report
-
-
-def measure_types(scorer: TypeScorer, targets: Targets) -> dict[str, Any]:
-    """type_metrics of every line that has a type."""
     probabilities, true = line_probabilities(scorer, targets)
-    return type_metrics(probabilities, true, targets.events.behavior_types)
+    if chosen is not None:
+        chosen = chosen[targets.row[targets.type != NONE]]
+    return type_metrics(probabilities, true, targets.events.behavior_types, chosen)
 
 
 def line_probabilities(scorer: TypeScorer, targets: Targets) -> tuple[Floats, Ints]:
     """Probabilities (lines, types) and the true type (lines,) of the lines that have one."""
     contexts = np.concatenate([scorer(targets, rows) for rows in batches(len(targets))])
-    some = targets.type != -1
+    some = targets.type != NONE
     return contexts[targets.row[some]], targets.type[some]
-
-
-def evaluate_version(version: Version, dataset: Dataset, part: Split) -> dict[str, Any]:
-    """Measures a stored version as training does.
-
-    Args:
-        part: the division of the data, by the version's own protocol or another.
-
-    Raises:
-        InvalidArgumentError: the version was trained on vectors of another encoder.
-    """
-    config = version.config
-    if dataset.encoder != config.encoder:
-        raise InvalidArgumentError(
-            f"version {config.version} was trained on {config.encoder.name} "
-            f"({config.encoder.pooling}, {config.encoder.cols} dimensions), but the embedder has "
-            f"{dataset.encoder.name} ({dataset.encoder.pooling}, {dataset.encoder.cols})",
-            reason="OTHER_ENCODER",
-            field="encoder",
-        )
-    part = part.with_types(config.behavior_types)
-    space, warm = read_space(version, dataset)
-    found = outputs(version.network, part.test, space, config.history_length)
-    return compare(version, found, space, part, warm)
 
 
 def read_space(version: Version, dataset: Dataset) -> tuple[Space, NDArray[np.bool_]]:
@@ -141,50 +88,3 @@ def read_space(version: Version, dataset: Dataset) -> tuple[Space, NDArray[np.bo
     apply = version.projection.apply
     items = apply(dataset.item_vectors, texts=dataset.item_texts, residuals=residuals)
     return Space(items, apply(dataset.text_vectors, texts=dataset.events.texts)), at >= 0
-
-
-_ITEM_COLUMNS = (
-    "hits_at_10", "recall_at_10", "ndcg_at_10", "coverage_at_10",
-    "warm_recall_at_10", "cold_recall_at_10", "contexts",
-)  # fmt: skip
-_TYPE_COLUMNS = (
-    "accuracy", "precision", "recall", "f1", "roc_auc", "mse", "log_loss", "ece", "lines",
-)  # fmt: skip
-
-
-def tables(report: dict[str, Any]) -> str:
-    """The comparison as plain text."""
-    parts = [
-        text_table(title, columns, report[key])
-        for title, key, columns in (
-            ("Next items, full ranking", "items", _ITEM_COLUMNS),
-            ("Next behavior type", "types", _TYPE_COLUMNS),
-        )
-        if key in report
-    ]
-    return "\n\n".join(parts)
-
-
-def text_table(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
-    """Rows by name under a title, numbers with four digits."""
-    width = max(map(len, rows)) + 2
-    lines = [title, " " * width + "  ".join(column.rjust(10) for column in columns)]
-    for name, values in rows.items():
-        cells = [_cell(values.get(column)).rjust(max(10, len(column))) for column in columns]
-        lines.append(name.ljust(width) + "  ".join(cells))
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
-
-
-def confusion_text(confusion: Sequence[Sequence[int]], behavior_types: Sequence[str]) -> str:
-    """A confusion matrix as plain text, true types down, predicted ones across."""
-    width = max(len(name) for name in (*behavior_types, "true \\ predicted")) + 2
-    lines = ["true \\ predicted".ljust(width) + "".join(n.rjust(width) for n in behavior_types)]
-    for name, row in zip(behavior_types, confusion, strict=True):
-        lines.append(name.ljust(width) + "".join(f"{count:,}".rjust(width) for count in row))
-    return "\n".join(lines)

@@ -17,9 +17,12 @@ import torch
 
 from foretell.errors import InvalidArgumentError
 from predictor.learning import calibration, evaluation
+from predictor.learning.answers import answer
+from predictor.learning.comparison import compare
 from predictor.learning.data import Targets, history_of, repeat_share
 from predictor.learning.evaluation import REPEATS, Space
 from predictor.learning.fitting import FitConfig
+from predictor.learning.parts import with_parts
 from predictor.learning.sequence_fitting import FittedSequence, fit_sequence
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split, split
@@ -80,12 +83,15 @@ def train(
     exclude = part.train.has_items and repeat_share(part.train) < REPEATS
     fitted = fit_sequence(dataset, part, config, exclude_history=exclude, progress=progress)
     version = _assemble(name, dataset, part, fitted, exclude_history=exclude)
-    found = evaluation.outputs(
-        version.network, part.test, fitted.space, version.config.history_length
-    )
+    version, parts = with_parts(
+        answer(version, part.validation, fitted.space), dataset, part, protocol.seed,
+        progress=progress,
+    )  # fmt: skip
+    answers = answer(version, part.test, fitted.space)
     report: dict[str, Any] = {
         "protocol": describe(part, protocol, exclude_history=exclude),
-        **evaluation.compare(version, found, fitted.space, part, fitted.warm),
+        "parts": parts,
+        **compare(answers, dataset, part, fitted.warm),
     }
     if not dataset.events.has_items:
         report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
@@ -99,7 +105,7 @@ def train(
     model_dir.write(
         out,
         version,
-        plots.draw(fitted.curve, found, part.test, version.config.type_temperature),
+        plots.draw(fitted.curve, answers.found, part.test, version.config.type_temperature),
     )
     return Trained(name, out, report)
 

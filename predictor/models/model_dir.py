@@ -7,6 +7,7 @@
     terms.safetensors       `idf` (terms,), `rows` (terms, dims)
     items.json              the catalogue at training: ids; only with an item head
     items.safetensors       `warm` (rows,) int64 positions in items.json, `residuals` (rows, dims)
+    ranker/  type_model/  item_type_model/   the files() of these parts, where there are any
     golden.safetensors      a few histories with the answers expected of the network
     metrics.json  lineage.json  history.json  plots/*.png
 
@@ -21,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,17 @@ from foretell.projection import Activation, AffineLayer, Projection
 from foretell.terms import TermRows
 from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
+from predictor.models.ranker import Ranker
 from predictor.models.sequence import SequenceNetwork
+from predictor.models.type_models import ItemTypeModel, TypeModel
 from predictor.models.version import VERSION_NAME, Golden, Version, VersionConfig
+
+PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {
+    "ranker": lambda files, _: Ranker.load(files),
+    "type_model": lambda files, config: TypeModel.load(files, len(config.behavior_types)),
+    "item_type_model": lambda files, config: ItemTypeModel.load(files, len(config.behavior_types)),
+}
+"""How each optional part of a Version is made of the files in its folder; ValueError: it cannot."""
 
 FORMAT = 1
 """Of the directory. A reader refuses any other."""
@@ -138,6 +148,10 @@ def _contents(version: Version) -> dict[str, bytes]:
         }
         files["items.safetensors"] = save_tensors(items)
         files["items.json"] = json.dumps(version.item_ids, ensure_ascii=False).encode()
+    for folder in PARTS:
+        part = getattr(version, folder)
+        if part is not None:
+            files |= {f"{folder}/{name}": data for name, data in part.files().items()}
     return files | {name: _json(report) for name, report in version.reports.items()}
 
 
@@ -187,7 +201,29 @@ def load(path: str | os.PathLike[str]) -> Version:
     }
     if not isinstance(reports["metrics.json"], dict):
         raise _damaged(directory / "metrics.json", "not a JSON object")
-    return Version(config, network, projection, item_ids, warm, residuals, golden, reports)
+    parts = {folder: _part(directory, folder, data, config) for folder in PARTS}
+    ranker = parts["ranker"]
+    if ranker is not None and ranker.tables.items != len(item_ids):
+        raise _damaged(directory / "ranker", f"its tables are not of {len(item_ids)} items")
+    return Version(
+        config, network, projection, item_ids, warm, residuals, golden, **parts, reports=reports
+    )
+
+
+def _part(directory: Path, folder: str, data: Mapping[str, bytes], config: VersionConfig) -> Any:
+    """A learned part from its folder; None where there is none."""
+    prefix = f"{folder}/"
+    files = {
+        name.removeprefix(prefix): content
+        for name, content in data.items()
+        if name.startswith(prefix)
+    }
+    if not files:
+        return None
+    try:
+        return PARTS[folder](files, config)
+    except ValueError as error:
+        raise _damaged(directory / folder, str(error)) from None
 
 
 def read_config(path: str | os.PathLike[str]) -> VersionConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,18 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
 from predictor.models.history import HistoryBatch, Ints
+from predictor.models.ranker import Ranker
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
+from predictor.models.type_models import ItemTypeModel, TypeModel
 
 VERSION_NAME = r"[a-z0-9][a-z0-9._-]{0,48}"
 """Names that, with `.behaviors` behind them, are names of collections."""
 
 OWN = "foretell"
 """Name of the version itself among the methods of its reports; the others are baselines."""
+
+LONGEST_LOG_GAP = 22.0
+"""Of a gap in log seconds: a hundred years."""
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference to the golden answers: covers other CPUs and libraries, not other weights."""
@@ -87,6 +92,17 @@ class Golden:
     """(histories, dims)."""
 
 
+class Read(NamedTuple):
+    """What the sequence network says of some histories."""
+
+    type_probabilities: NDArray[np.float32]
+    """(histories, behavior_types), calibrated."""
+    queries: Vectors
+    """(histories, dims): the score of an item is query . item vector."""
+    gaps_s: NDArray[np.float32]
+    """(histories,) seconds until the next event; 0 without times."""
+
+
 @dataclass(frozen=True)
 class Version:
     """What answers: made by training, written and read by model_dir."""
@@ -103,6 +119,12 @@ class Version:
     residuals: Vectors
     """(rows, dims)."""
     golden: Golden
+    ranker: Ranker | None = None
+    """Orders what Search and the user's own history give; None: the order of Search stands."""
+    type_model: TypeModel | None = None
+    """Its type probabilities stand instead of the network's."""
+    item_type_model: ItemTypeModel | None = None
+    """What a user would do with an item."""
     reports: Mapping[str, Any] = field(default_factory=dict)
     """File name to content of what there is to tell: metrics.json, lineage.json, history.json."""
 
@@ -111,10 +133,20 @@ class Version:
         """Of the version."""
         return self.config.version
 
-    def predict(self, batch: HistoryBatch) -> tuple[NDArray[np.float32], Vectors]:
-        """Calibrated type probabilities (histories, types) and queries (histories, dims)."""
+    def predict(self, batch: HistoryBatch) -> Read:
+        """What the network says."""
         outputs = self.network.predict(batch)
-        return softmax(outputs.type_logits, self.config.type_temperature), outputs.queries
+        gaps = np.exp(np.minimum(outputs.log_gaps, LONGEST_LOG_GAP))
+        if not self.config.has_times:
+            gaps = np.zeros(len(batch), np.float32)
+        return Read(
+            softmax(outputs.type_logits, self.config.type_temperature), outputs.queries, gaps
+        )
+
+    @property
+    def reads_whole_histories(self) -> bool:
+        """Whether a part looks beyond the `history_length` latest events."""
+        return any((self.ranker, self.type_model, self.item_type_model))
 
     def item_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (rows, k) of the `candidates` best scores (rows, k) of each history."""
@@ -126,7 +158,7 @@ class Version:
         Raises:
             InvalidArgumentError: an answer differs by more than GOLDEN_TOLERANCE.
         """
-        probabilities, queries = self.predict(self.golden.histories)
+        probabilities, queries, _ = self.predict(self.golden.histories)
         for name, ours, theirs in (
             ("type probabilities", probabilities, self.golden.type_probabilities),
             ("query vectors", queries, self.golden.queries),

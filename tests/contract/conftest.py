@@ -184,7 +184,7 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
             np.arange(1),
             np.ones((1, dims), np.float32),
             Golden(golden, softmax(outputs.type_logits), outputs.queries),
-            {"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}},
+            reports={"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}},
         )
         directory = folder / f"version-{next(_numbers)}"
         model_dir.write(directory, made, {})

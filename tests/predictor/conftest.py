@@ -153,7 +153,7 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         np.arange(len(ids)),
         rng.standard_normal((len(ids), config.dims)).astype(np.float32) * 0.3,
         Golden(golden, probabilities, outputs.queries),
-        {"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}, "lineage.json": {}},
+        reports={"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}, "lineage.json": {}},
     )
     write(directory, version, {})
     return directory

@@ -129,8 +129,9 @@ class Expected:
         batch = history_batch(
             tokens, known, np.array(index), np.array(times), np.array([len(history)])
         )
-        probabilities, queries = version.predict(batch)
+        probabilities, queries, gaps_s = version.predict(batch)
         self.types = dict(zip(types, probabilities[0].tolist(), strict=True))
+        self.gap_s = float(gaps_s[0])
         self.scores: Vectors = self.items @ queries[0]
 
     def best(self, k: int) -> list[str]:
@@ -158,6 +159,8 @@ def test_a_stored_user_gets_what_the_version_says(
     assert found == pytest.approx(right.types, abs=1e-3)
     ranked = [each.probability for each in answer.behavior_types]
     assert ranked == sorted(ranked, reverse=True)
+    assert answer.predicted_behavior_type == answer.behavior_types[0].behavior_type
+    assert answer.expected_gap_s == pytest.approx(right.gap_s, rel=1e-2)
     assert ids(answer) == right.best(5)
     scores = np.sort(right.scores)[::-1]
     np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from predictor.learning import commands, sources, training
+from predictor.learning import commands, evaluation, sources, training
 from predictor.learning.data import history_of
 from predictor.learning.fitting import FitConfig
 from predictor.learning.splits import Protocol
@@ -119,15 +119,13 @@ def test_the_directory_is_a_version_that_answers(
     source = sources.read_files(events, items)
     with sources.embedder(embedder_address, Path(), None) as client:
         dataset = sources.with_vectors(source, client)
-    residual = dict(zip(version.item_ids, version.residuals, strict=True))
-    none = np.zeros(version.config.dims, np.float32)
-    residuals = np.array([residual.get(i, none) for i in dataset.events.item_ids])
-    vectors = version.projection.apply(dataset.item_vectors, residuals=residuals)
+    space, warm = evaluation.read_space(version, dataset)
+    assert warm.sum() == len(version.warm)
     part = training.divide(dataset, Protocol())
     rows = slice(0, len(part.test))
-    batch = history_of(part.test, rows, version.config.history_length, vectors, vectors[:0])
-    _, queries = version.predict(batch)
-    best = (queries @ vectors.T).argmax(axis=1)
+    length = version.config.history_length
+    batch = history_of(part.test, rows, length, space.items, space.texts)
+    best = (version.predict(batch).queries @ space.items.T).argmax(axis=1)
     last = part.test.events.item[part.test.end - 1]
     kinds = np.array([KINDS.index(i.split("-")[0]) for i in dataset.events.item_ids])
     assert ((kinds[best] - kinds[last]) % len(KINDS) == 1).mean() > 0.8
@@ -230,7 +228,7 @@ def test_a_killed_training_leaves_nothing(
     assert list(parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("model", ["foretell"])
+@pytest.mark.parametrize("model", ["gru"])
 def test_from_the_event_store(
     model: str,
     tmp_path: Path,

@@ -56,7 +56,7 @@ def trained(name: str, *, has_items: bool = True) -> Version:
         np.arange(2 if has_items else 0),
         rng.standard_normal((2 if has_items else 0, DIMS)).astype(np.float32),
         Golden(golden, softmax(outputs.type_logits, 1.5), outputs.queries),
-        {
+        reports={
             "metrics.json": {"items": {"foretell": {"hits_at_10": 0.25}}},
             "lineage.json": {"seed": 1},
         },
@@ -85,8 +85,9 @@ def test_what_is_written_is_read_back(directory: Path) -> None:
     assert np.array_equal(applied, expected.projection.apply(text, texts=["fine tea"]))
     version.check_golden()
     outputs = expected.network.predict(expected.golden.histories)
-    probabilities, queries = version.predict(expected.golden.histories)
+    probabilities, queries, gaps_s = version.predict(expected.golden.histories)
     assert queries == pytest.approx(outputs.queries, abs=1e-6)
+    assert gaps_s == pytest.approx(np.exp(outputs.log_gaps))
     assert probabilities == pytest.approx(softmax(outputs.type_logits, 1.5))
     assert probabilities.sum(axis=1) == pytest.approx(1)
 

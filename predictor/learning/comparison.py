@@ -1,0 +1,132 @@
+"""Measures a version and the baselines on the same targets, with the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretell.errors import InvalidArgumentError
+from predictor.learning.answers import Answers, answer
+from predictor.learning.baselines import item_baselines
+from predictor.learning.evaluation import measure_types, read_space
+from predictor.learning.metrics import ItemScorer, item_metrics
+from predictor.learning.sources import Dataset
+from predictor.learning.splits import Split
+from predictor.learning.type_baselines import type_baselines
+from predictor.learning.type_metrics import type_metrics
+from predictor.models.version import OWN, Version
+
+SEQUENCE = "model"
+"""Name of the sequence model alone among the methods of a report."""
+
+
+def compare(
+    answers: Answers, dataset: Dataset, part: Split, warm: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """The metrics of a version and of every baseline on the test targets.
+
+    Args:
+        answers: the version's for part.test.
+        dataset: part is its division.
+        warm: (items,) whether training saw the item.
+
+    Returns:
+        items, types, and known_item_types (for a model that knows the item), each from method to
+        metrics, the version's OWN first; a part is missing where the targets have none of it.
+    """
+    test, train = part.test, part.train
+    report: dict[str, Any] = {}
+    if (test.item >= 0).any():
+        scorers: dict[str, ItemScorer] = {OWN: answers.item_scorer}
+        if answers.version.ranker is not None:
+            scorers[SEQUENCE] = answers.search_scorer
+        scorers |= item_baselines(train, dataset.item_vectors)
+        if part.held_out.any():
+            warm = ~part.held_out
+        report["items"] = {
+            method: item_metrics(scorer, test, warm, exclude_history=answers.exclude_history)
+            for method, scorer in scorers.items()
+        }
+    if (test.type >= 0).any():
+        own = answers.type_scorer
+        report["types"] = {OWN: measure_types(own, test, answers.chosen_types)} | {
+            method: measure_types(scorer, test) for method, scorer in type_baselines(train).items()
+        }
+    if answers.version.item_type_model is not None:
+        probabilities, chosen, true = answers.line_types()
+        names = train.behavior_types
+        report["known_item_types"] = {OWN: type_metrics(probabilities, true, names, chosen)}
+    return report
+
+
+def evaluate_version(version: Version, dataset: Dataset, part: Split) -> dict[str, Any]:
+    """Measures a stored version as training does.
+
+    Args:
+        part: the division of the data, by the version's own protocol or another.
+
+    Raises:
+        InvalidArgumentError: the version was trained on vectors of another encoder.
+    """
+    config = version.config
+    if dataset.encoder != config.encoder:
+        raise InvalidArgumentError(
+            f"version {config.version} was trained on {config.encoder.name} "
+            f"({config.encoder.pooling}, {config.encoder.cols} dimensions), but the embedder has "
+            f"{dataset.encoder.name} ({dataset.encoder.pooling}, {dataset.encoder.cols})",
+            reason="OTHER_ENCODER",
+            field="encoder",
+        )
+    part = part.with_types(config.behavior_types)
+    space, warm = read_space(version, dataset)
+    return compare(answer(version, part.test, space), dataset, part, warm)
+
+
+_ITEM_COLUMNS = (
+    "hits_at_10", "recall_at_10", "ndcg_at_10", "coverage_at_10",
+    "warm_recall_at_10", "cold_recall_at_10", "contexts",
+)  # fmt: skip
+_TYPE_COLUMNS = (
+    "accuracy", "precision", "recall", "f1", "roc_auc", "mse", "log_loss", "ece", "lines",
+)  # fmt: skip
+
+
+def tables(report: dict[str, Any]) -> str:
+    """The comparison as plain text."""
+    parts = [
+        text_table(title, columns, report[key])
+        for title, key, columns in (
+            ("Next items, full ranking", "items", _ITEM_COLUMNS),
+            ("Next behavior type", "types", _TYPE_COLUMNS),
+        )
+        if key in report
+    ]
+    return "\n\n".join(parts)
+
+
+def text_table(title: str, columns: Sequence[str], rows: dict[str, dict[str, Any]]) -> str:
+    """Rows by name under a title, numbers with four digits."""
+    width = max(map(len, rows)) + 2
+    lines = [title, " " * width + "  ".join(column.rjust(10) for column in columns)]
+    for name, values in rows.items():
+        cells = [_cell(values.get(column)).rjust(max(10, len(column))) for column in columns]
+        lines.append(name.ljust(width) + "  ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def confusion_text(confusion: Sequence[Sequence[int]], behavior_types: Sequence[str]) -> str:
+    """A confusion matrix as plain text, true types down, predicted ones across."""
+    width = max(len(name) for name in (*behavior_types, "true \\ predicted")) + 2
+    lines = ["true \\ predicted".ljust(width) + "".join(n.rjust(width) for n in behavior_types)]
+    for name, row in zip(behavior_types, confusion, strict=True):
+        lines.append(name.ljust(width) + "".join(f"{count:,}".rjust(width) for count in row))
+    return "\n".join(lines)

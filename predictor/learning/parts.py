@@ -1,0 +1,117 @@
+"""The optional parts of a version: each is fitted, and kept where validation says that it helps."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from predictor.learning.answers import Answers
+from predictor.learning.evaluation import measure_types
+from predictor.learning.examples import ModelOutputs
+from predictor.learning.metrics import item_metrics
+from predictor.learning.ranking import fit_ranker
+from predictor.learning.sources import Dataset
+from predictor.learning.splits import Split
+from predictor.learning.type_fitting import fit_type_models
+from predictor.models.type_models import ItemTypeModel, TypeModel
+from predictor.models.version import Version
+
+Report = dict[str, Any]
+
+
+def with_parts(
+    answers: Answers, dataset: Dataset, part: Split, seed: int, *, progress: bool
+) -> tuple[Version, Report]:
+    """The version with what helps it, and by how much.
+
+    Args:
+        answers: the version's, without parts, for part.validation.
+        dataset: part is its division.
+        seed: of all draws.
+        progress: whether to tell on the standard error what was kept.
+
+    Returns:
+        the version; and by part whether it is on, with the measures on validation that decided it.
+        What a part says of validation is cross-fitted where it has learned from it.
+    """
+    version, types = _types(answers, dataset, part, seed)
+    version, ranker = _ranker(replace(answers, version=version), dataset, part, seed)
+    report = {**types, **ranker}
+    if progress:
+        for name, about in report.items():
+            sys.stderr.write(f"{name}: {_line(about)}\n")
+    return version, report
+
+
+def _types(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple[Version, Report]:
+    """Type models, by log loss: theirs against the network's, and knowing the item against not."""
+    version = answers.version
+    fitted = fit_type_models(part, dataset.item_vectors, seed)
+    if fitted.next_type is None:
+        return version, {}
+    network = measure_types(answers.type_scorer, answers.targets)
+    found = {name: _measures(measured) for name, measured in fitted.report.items()}
+    own = found[TypeModel.NAME]
+    report: Report = {
+        "type_model": {
+            "on": own["log_loss"] < network["log_loss"],
+            "validation": own,
+            "without": _measures(network),
+        }
+    }
+    if report["type_model"]["on"]:
+        version = replace(version, type_model=fitted.next_type)
+    if fitted.item_type is not None:
+        with_item = found[ItemTypeModel.NAME]
+        report["item_type_model"] = {
+            "on": with_item["log_loss"] < own["log_loss"],
+            "validation": with_item,
+            "without": own,
+        }
+        if report["item_type_model"]["on"]:
+            version = replace(version, item_type_model=fitted.item_type)
+    return version, report
+
+
+def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple[Version, Report]:
+    """The ranker, by NDCG: its order against that of the search."""
+    version = answers.version
+    if not version.config.has_items:
+        return version, {}
+    projection = version.projection
+    fitted = fit_ranker(
+        part.train,
+        part.validation,
+        dataset.item_vectors,
+        kind=part.kind,
+        horizon=part.horizon,
+        repeats=not answers.exclude_history,
+        seed=seed,
+        model=ModelOutputs(answers.found.queries, answers.space.items),
+        plain=projection.apply(dataset.item_vectors, texts=dataset.item_texts),
+    )
+    if fitted is None:
+        return version, {}
+    search = item_metrics(
+        answers.search_scorer, part.validation, np.ones(len(dataset.item_texts), np.bool_),
+        exclude_history=answers.exclude_history,
+    )  # fmt: skip
+    on = fitted.validation["ndcg_at_10"] > search["ndcg_at_10"]
+    report: Report = {"ranker": {"on": on, "validation": fitted.validation, "without": search}}
+    return replace(version, ranker=fitted.ranker) if on else version, report
+
+
+def _measures(metrics: Report) -> dict[str, float]:
+    return {name: metrics[name] for name in ("accuracy", "f1", "log_loss", "ece")}
+
+
+def _line(about: Report) -> str:
+    shown = "  ".join(
+        f"{name} {value:.4f} (without {about['without'][name]:.4f})"
+        for name, value in about["validation"].items()
+        if name in about["without"]
+    )
+    return f"{'on' if about['on'] else 'off'}  validation: {shown}"
