@@ -58,13 +58,13 @@ def paired_macro_f1(
     Args:
         a: (cases,) class that one method named for each case.
         b: (cases,) the other.
-        true: (cases,) the class that it is.
+        true: (cases,) the class that it is; negative: none of those that are counted.
         groups: see paired_bootstrap, for raised errors too.
         seed: of the draws.
         draws: how many.
     """
     _check(a, b, groups)
-    classes = np.unique(true)
+    classes = np.unique(true[true >= 0])
     of = true[:, None] == classes
     counts = [
         part

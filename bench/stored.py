@@ -1,0 +1,128 @@
+"""What a training's report does not say: measured on the stored version, by the same code."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from bench.harness import Figures
+from bench.paired import paired_bootstrap, paired_macro_f1
+from predictor.learning import evaluation, training
+from predictor.learning.answers import Answers, answer
+from predictor.learning.baselines import item_baselines
+from predictor.learning.metrics import ItemHits, ItemScorer, item_hits, users
+from predictor.learning.sources import Dataset
+from predictor.learning.splits import Protocol, Split
+from predictor.learning.type_baselines import type_baselines
+from predictor.models import model_dir
+from predictor.models.history import NONE
+from predictor.models.pairs import Pairs
+
+TIMED_USERS = 200
+
+CANDIDATES = (150, 480)
+"""Whose ranking is timed: what Search finds, and with a household's own items."""
+
+RANKER_FIGURES = tuple(f"ranker_{count}_p50_ms" for count in CANDIDATES)
+
+SEED = 1
+"""Of the draws of users."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A version, and what it answers for the test part that it was not trained on."""
+
+    part: Split
+    answers: Answers
+
+    def hits(self, scorer: ItemScorer) -> ItemHits:
+        """What a scorer's ten best items hit in the test."""
+        return item_hits(scorer, self.part.test, exclude_history=self.answers.exclude_history)
+
+
+def load(path: Path, dataset: Dataset, protocol: Protocol) -> Stored:
+    """Reads a version directory and lets it answer.
+
+    Args:
+        path: the directory.
+        dataset: what it was trained on.
+        protocol: by which.
+    """
+    version = model_dir.load(path)
+    part = training.divide(dataset, protocol)
+    space, _ = evaluation.read_space(version, dataset)
+    return Stored(part, answer(version, part.test, space))
+
+
+def items_over(stored: Stored, baseline: str) -> Figures:
+    """Hits and NDCG of the version over those of a baseline on the same targets."""
+    ours = stored.hits(stored.answers.item_scorer)
+    theirs = stored.hits(item_baselines(stored.part.train)[baseline])
+    figures: Figures = {}
+    for name, a, b in (
+        ("hits_at_10", ours.share_of_best, theirs.share_of_best),
+        ("ndcg_at_10", ours.ndcg, theirs.ndcg),
+    ):
+        found = paired_bootstrap(a, b, ours.user, SEED)
+        figures |= interval(f"{name}_over_{baseline}", found)
+    return figures
+
+
+def types_over(stored: Stored, baseline: str) -> Figures:
+    """Accuracy and macro F1 of the types that the version names over a baseline's likeliest."""
+    test = stored.part.test
+    some = np.flatnonzero(test.type != NONE)
+    true, row = test.type[some], test.row[some]
+
+    shares = type_baselines(stored.part.train)[baseline](test, slice(0, len(test)))
+    ours, theirs = stored.answers.chosen_types[row], shares.argmax(axis=1)[row]
+    user = users(test)[row]
+    ours_right, theirs_right = ((named == true).astype(np.float64) for named in (ours, theirs))
+    return interval(
+        f"type_accuracy_over_{baseline}", paired_bootstrap(ours_right, theirs_right, user, SEED)
+    ) | interval(f"type_macro_f1_over_{baseline}", paired_macro_f1(ours, theirs, true, user, SEED))
+
+
+def interval(name: str, found: tuple[float, float, float]) -> Figures:
+    """Figures of a paired bootstrap."""
+    return dict(zip((f"{name}_mean", f"{name}_low", f"{name}_high"), found, strict=True))
+
+
+def ranker_times(stored: Stored) -> Figures:
+    """Figures of `ranker_ms`."""
+    return {
+        figure: ranker_ms(stored, count)
+        for figure, count in zip(RANKER_FIGURES, CANDIDATES, strict=True)
+    }
+
+
+def ranker_ms(stored: Stored, candidates: int) -> float | None:
+    """Median milliseconds of the ranker's features and trees for one user; None: it has none.
+
+    The users are spread over the test. Each one's candidates are those of the ranker, cut to the
+    number or filled up with the items that the sequence model finds next.
+    """
+    version, test, space = stored.answers.version, stored.part.test, stored.answers.space
+    ranker = version.ranker
+    if ranker is None or candidates > len(space.items):
+        return None
+    seconds = []
+    for row in np.linspace(0, len(test) - 1, min(TIMED_USERS, len(test))).astype(int):
+        histories = test.histories(slice(row, row + 1))
+        scores = space.items @ stored.answers.found.queries[row]
+        by_score = np.argsort(-scores, kind="stable")
+        searched = by_score[: ranker.recipe.searched]
+        own = ranker.candidates(histories, Pairs.of(np.zeros_like(searched), searched)).item
+        wanted = np.append(own, by_score[~np.isin(by_score, own)])[:candidates]
+        pairs = Pairs.of(np.zeros_like(wanted), wanted)
+        begin = time.perf_counter()
+        ranker.score(
+            histories, pairs, scores[pairs.item], lambda item: space.items[np.maximum(item, 0)]
+        )
+        seconds.append(time.perf_counter() - begin)
+    return 1000 * median(seconds)
