@@ -45,17 +45,18 @@ class ItemCalibration(BaseModel):
         judged = scores if candidates is None else candidates
         if not judged.shape[-1] or not scores.shape[-1]:
             return np.zeros_like(scores)
-        best = -np.sort(-judged.astype(np.float64), axis=-1)[..., :CANDIDATES]
+        best = np.sort(judged.astype(np.float64), axis=-1)[..., -CANDIDATES:]
         level, rank = log_partition(best), _ranks(scores, best)
+        some = np.isfinite(scores)
         odds = (
             self.intercept
-            + self.score * (scores - level)
+            + self.score * (np.where(some, scores, level) - level)
             + self.log_partition * level
             + self.log_rank * np.log(rank)
         )
         # Beyond 500 either way float64 says 0 or 1 anyway.
-        likely = 1 / (1 + np.exp(-np.clip(np.where(np.isfinite(scores), odds, -500), -500, 500)))
-        return np.where(np.isfinite(scores), likely, 0).astype(np.float32)
+        likely = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+        return np.where(some, likely, 0).astype(np.float32)
 
 
 def log_partition(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -68,14 +69,14 @@ def log_partition(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ranks(scores: NDArray[np.float32], best: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank from 1 of each score (..., n) among sorted ones (..., m): one more than are higher."""
-    rows = [
-        1 + np.searchsorted(-own_best, -own.astype(np.float64), side="left")
-        for own, own_best in zip(
-            scores.reshape(-1, scores.shape[-1]), best.reshape(-1, best.shape[-1]), strict=True
-        )
-    ]
-    return np.array(rows, np.float64).reshape(scores.shape)
+    """Rank from 1 of each score (..., n) among others (..., m): one more than are higher."""
+    both = np.concatenate([scores.astype(np.float64), best], axis=-1)
+    # Stable, and the scores come first: of equal ones, none counts as higher.
+    by = np.argsort(-both, axis=-1, kind="stable")
+    higher = np.cumsum(by >= scores.shape[-1], axis=-1)
+    ranks = np.empty(both.shape)
+    np.put_along_axis(ranks, by, 1.0 + higher, axis=-1)
+    return ranks[..., : scores.shape[-1]]
 
 
 class TypeCalibration(BaseModel):
