@@ -133,6 +133,12 @@ def _masks(
             return before, ~before if kind == "every" else _first_baskets(events, before), cut
 
 
+def first_baskets_from(events: Events, cut: int, horizon: int) -> Targets:
+    """The targets of a time split at `cut`: each user's first basket from there on."""
+    target = _first_baskets(events, events.timestamp < cut)
+    return _within(_as_of(targets_of(events, target), "time", cut), horizon)
+
+
 def _require(events: Events, kept: Mask, target: Mask, kind: SplitKind, part: str) -> None:
     if not target.any() or not kept.any():
         left = "targets" if kept.any() else "events to train on"

@@ -1,0 +1,293 @@
+"""Fits the ranker: boosted trees over the candidates of contexts, strictly before their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+
+from foretell.vectors import Vectors
+from predictor.learning.data import Events, Targets
+from predictor.learning.examples import (
+    Examples,
+    Floats,
+    ModelOutputs,
+    concatenated,
+    examples,
+    measure,
+)
+from predictor.learning.splits import SplitKind, first_baskets_from
+from predictor.learning.table_fitting import fit_tables
+from predictor.models.candidates import Recipe
+from predictor.models.features import FeatureGroups, feature_names
+from predictor.models.history import Ints
+from predictor.models.pairs import Pairs
+from predictor.models.ranker import Ranker
+from predictor.models.tables import Tables
+
+CUTS = 4
+"""Earlier dates to learn from, where there are times and repeats."""
+CUT_SHARE = 1 / 12
+"""Of the time that training covers: between two such dates. A year of groceries: four weeks."""
+FOLDS = 2
+MOST_CANDIDATES = 4_500_000
+"""Candidates of the contexts of a part, at most: 2 GB of features."""
+NEW_SHARE = 0.1
+"""Of the items, shown as if they were new."""
+NEW_PARTS = 5
+"""Parts of the contexts, each with new items of its own."""
+OWN = 200
+"""Own items that are candidates where some are bought again."""
+LEAST_CONTEXTS = 200
+"""Contexts with a hit among the candidates; with fewer there is nothing to learn an order from."""
+SEARCHED = Recipe(searched=120, own=0, popular=10, related=60)
+"""Where items hardly repeat: most candidates are the model's."""
+REPEATED = Recipe(searched=0, own=400, popular=150, related=100)
+"""Where they do: most are the user's own."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How the trees are fitted."""
+
+    rounds: int = 200
+    learning_rate: float = 0.06
+    leaves: int = 12
+    min_leaf: int = 100
+    """Candidates in a leaf, at least."""
+    negatives: int = 100
+    """Candidates of a context that are no hit, at most."""
+    objective: str = "rank_xendcg"
+
+
+ONCE = FitOptions()
+AGAIN = FitOptions(rounds=250, learning_rate=0.04, leaves=15, negatives=100, objective="lambdarank")
+
+
+@dataclass(frozen=True)
+class FittedRanker:
+    """A ranker and what it is worth."""
+
+    ranker: Ranker
+    validation: dict[str, float]
+    """hits_at_10, ndcg_at_10, contexts on contexts that the measured trees did not learn from."""
+    search: dict[str, float] | None
+    """The same of the model's order alone; None without a model."""
+    targets: Targets
+    """The contexts that were measured."""
+    pairs: Pairs
+    """Their candidates: (context, item)."""
+    scores: Floats
+    """(pairs,) by trees that did not learn from the context."""
+
+
+def fit_ranker(
+    train: Events,
+    validation: Targets,
+    text_vectors: Vectors,
+    *,
+    kind: SplitKind,
+    horizon: int,
+    repeats: bool,
+    seed: int,
+    model: ModelOutputs | None = None,
+    plain: Vectors | None = None,
+    popularity: bool = True,
+) -> FittedRanker | None:
+    """Fits a ranker and measures it where it has not learned.
+
+    With times and repeats it learns from the users' next baskets after several earlier dates, each
+    with the statistics of that date, is measured on the validation part, and then learns from that
+    too; its tables are then of all events before the test part. Personal features carry such
+    data, and a model that has learned from those baskets would look better than it is: it is not
+    read. Else it learns from the validation part alone, which the model has not seen, and is
+    measured by cross-fitting over contexts.
+
+    Args:
+        train: the training part.
+        validation: the validation part.
+        text_vectors: (items, cols) of the items' texts; zero where an item has none.
+        kind: of the split.
+        horizon: of the split, in microseconds.
+        repeats: whether items of the history may be answered.
+        model: its outputs for the validation part.
+        plain: (items, dims) vectors in the model's space from the texts alone; with them the
+            ranker also learns how new items look.
+        popularity: whether to read how popular an item is.
+
+    Returns:
+        None where there is too little to learn from, or the model's own order is better.
+    """
+    if not train.has_items or not (validation.item >= 0).any():
+        return None
+    groups = FeatureGroups(
+        has_times=train.has_times, repeats=repeats, popularity=popularity, model=model is not None
+    )
+    if repeats and kind == "time":
+        fitted = _from_dates(
+            train, validation, text_vectors, replace(groups, model=False), horizon, seed
+        )
+    else:
+        fitted = _from_validation(train, validation, text_vectors, groups, model, plain, seed)
+    if fitted is None or fitted.search is None:
+        return fitted
+    better = fitted.validation["ndcg_at_10"] > fitted.search["ndcg_at_10"]
+    return fitted if better else None
+
+
+def _from_dates(
+    train: Events,
+    validation: Targets,
+    text_vectors: Vectors,
+    groups: FeatureGroups,
+    horizon: int,
+    seed: int,
+) -> FittedRanker | None:
+    """Learns from several dates before the validation part."""
+    options, recipe = AGAIN, REPEATED
+    begin, end = int(train.timestamp.min()), int(train.timestamp.max()) + 1
+    parts: list[Examples] = []
+    for number in range(1, CUTS + 1):
+        cut = end - int(number * (end - begin) * CUT_SHARE)
+        targets = _some(first_baskets_from(train, cut, horizon), recipe, seed + number)
+        tables = fit_tables(train.subset(train.timestamp < cut), text_vectors, cut, seed)
+        found = examples(
+            tables, recipe, groups, targets, None, negatives=options.negatives, seed=seed + number
+        )
+        parts.append(found)
+    if sum(len(_sizes(part.pairs)) for part in parts) < LEAST_CONTEXTS:
+        return None
+    trees = fit_trees(parts, groups, options, seed)
+    tables = fit_tables(train, text_vectors, end, seed)
+    judged = _some(validation, recipe, seed)
+    held = examples(tables, recipe, groups, judged, None)
+    scores, pairs = predict(trees, held), held.pairs
+    figures = measure(held, scores)
+    parts.append(held.sample(options.negatives, seed))
+    del held
+    trees = fit_trees(parts, groups, options, seed)
+    known = validation.events
+    tables = fit_tables(known, text_vectors, int(known.timestamp.max()) + 1, seed)
+    ranker = Ranker(tables, recipe, groups, trees.model_to_string())
+    return FittedRanker(ranker, figures, None, judged, pairs, scores)
+
+
+def _from_validation(
+    train: Events,
+    validation: Targets,
+    text_vectors: Vectors,
+    groups: FeatureGroups,
+    model: ModelOutputs | None,
+    plain: Vectors | None,
+    seed: int,
+) -> FittedRanker | None:
+    """Learns from the validation part, by cross-fitting where it is measured."""
+    options, recipe = ONCE, replace(SEARCHED, own=OWN if groups.repeats else 0)
+    now = int(train.timestamp.max()) + 1
+    tables = fit_tables(train, text_vectors, now, seed)
+    targets, chosen = some_contexts(validation, recipe, seed)
+    if model is not None:
+        model = model.subset(chosen)
+    held = examples(tables, recipe, groups, targets, model)
+    fold = np.random.default_rng(seed).integers(0, FOLDS, len(targets))[held.pairs.row]
+    shown = (
+        held
+        if plain is None
+        else _with_new_items(tables, recipe, groups, targets, model, plain, seed)
+    )
+    shown_fold = np.random.default_rng(seed).integers(0, FOLDS, len(targets))[shown.pairs.row]
+    if len(_sizes(held.sample(1, seed).pairs)) < LEAST_CONTEXTS:
+        return None
+    scores = np.zeros(len(held.pairs), np.float32)
+    for number in range(FOLDS):
+        part = shown.subset(shown_fold != number).sample(options.negatives, seed)
+        scores[fold == number] = predict(
+            fit_trees([part], groups, options, seed), held.subset(fold == number)
+        )
+    figures = measure(held, scores)
+    search = None if model is None else measure(held, held.model)
+    trees = fit_trees([shown.sample(options.negatives, seed)], groups, options, seed)
+    ranker = Ranker(tables, recipe, groups, trees.model_to_string())
+    return FittedRanker(ranker, figures, search, targets, held.pairs, scores)
+
+
+def _with_new_items(
+    tables: Tables,
+    recipe: Recipe,
+    groups: FeatureGroups,
+    targets: Targets,
+    model: ModelOutputs | None,
+    plain: Vectors,
+    seed: int,
+) -> Examples:
+    """Examples where some items, others for each part of the contexts, look as if they were new:
+    without statistics, placed by their texts alone."""
+    rng = np.random.default_rng(seed + 1)
+    part_of = rng.integers(0, NEW_PARTS, len(targets))
+    parts = []
+    for number in range(NEW_PARTS):
+        hide = rng.random(tables.items) < NEW_SHARE
+        there = part_of == number
+        seen = model
+        if model is not None:
+            items = np.where(hide[:, None], plain, model.items)
+            seen = ModelOutputs(model.queries[there], items)
+        found = examples(tables.without(hide), recipe, groups, targets.subset(there), seen)
+        rows = np.flatnonzero(there)
+        parts.append(found.at(rows, len(targets)))
+    return concatenated(parts)
+
+
+def _some(targets: Targets, recipe: Recipe, seed: int) -> Targets:
+    return some_contexts(targets, recipe, seed)[0]
+
+
+def some_contexts(targets: Targets, recipe: Recipe, seed: int) -> tuple[Targets, NDArray[np.bool_]]:
+    """The contexts, or as many of them, drawn by the seed, as MOST_CANDIDATES allows."""
+    most = MOST_CANDIDATES // sum(vars(recipe).values())
+    chosen = np.ones(len(targets), np.bool_)
+    if len(targets) > most:
+        chosen[:] = False
+        chosen[np.random.default_rng(seed).permutation(len(targets))[:most]] = True
+    return targets.subset(chosen), chosen
+
+
+def fit_trees(
+    parts: Sequence[Examples], groups: FeatureGroups, options: FitOptions, seed: int
+) -> lightgbm.Booster:
+    """Boosted trees over the contexts of all parts; the same for the same seed."""
+    data = lightgbm.Dataset(
+        np.concatenate([part.table for part in parts]),
+        np.concatenate([part.label for part in parts]).astype(np.int32),
+        group=np.concatenate([_sizes(part.pairs) for part in parts]),
+        feature_name=list(feature_names(groups)),
+        params={"max_bin": 127, "verbose": -1, "num_threads": 1},
+    )
+    parameters = {
+        "objective": options.objective,
+        "learning_rate": options.learning_rate,
+        "num_leaves": options.leaves,
+        "min_data_in_leaf": options.min_leaf,
+        "feature_fraction": 0.5,
+        "lambdarank_truncation_level": 20,
+        "max_bin": 127,
+        "num_threads": 1,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbose": -1,
+    }
+    return lightgbm.train(parameters, data, options.rounds)
+
+
+def predict(trees: lightgbm.Booster, found: Examples) -> Floats:
+    """(pairs,) scores."""
+    return np.asarray(trees.predict(found.table, raw_score=True, num_threads=1), np.float32)
+
+
+def _sizes(pairs: Pairs) -> Ints:
+    begin = np.unique(pairs.first_of_row)
+    return np.diff(np.append(begin, len(pairs)))
