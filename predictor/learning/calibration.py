@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize, minimize_scalar  # type: ignore[import-untyped]
+from scipy.optimize import brentq, minimize  # type: ignore[import-untyped]
 from scipy.special import expit  # type: ignore[import-untyped]
 
 from foretell.errors import InvalidArgumentError
 from predictor.learning.baselines import markov
 from predictor.learning.data import Events, Targets
-from predictor.learning.evaluation import Space
-from predictor.learning.metrics import Floats, ItemHits, K, batches, item_hits
+from predictor.learning.metrics import Floats, ItemHits, K, item_hits
 from predictor.learning.splits import Protocol, split
-from predictor.models.calibration import (
-    CANDIDATES as CANDIDATES,
-)
-from predictor.models.calibration import (
-    ItemCalibration,
-    TypeCalibration,
-    log_partition,
-)
+from predictor.models.calibration import ItemCalibration, TypeCalibration, log_partition
 from predictor.models.history import Ints
-from predictor.models.sequence import Outputs
 from predictor.models.version import softmax
 
 FACTOR = (-3.0, 3.0)
@@ -37,12 +28,6 @@ PINNED = 0.5
 """Most that the log odds are moved after the fit: a few hits of a small sample are no proof."""
 
 
-def type_calibration(found: Outputs, targets: Targets) -> tuple[float, NDArray[np.float32]]:
-    """Temperature and biases (types,) of fit_type_calibration for a network's type head."""
-    some = targets.type >= 0
-    return _vector_scaling(found.type_logits[targets.row[some]], targets.type[some])
-
-
 def fit_type_calibration(logits: Floats, true: Ints) -> TypeCalibration:
     """The calibration under which the true types are most likely.
 
@@ -53,14 +38,10 @@ def fit_type_calibration(logits: Floats, true: Ints) -> TypeCalibration:
         true: (lines,) negative where training never saw the type: passed over.
     """
     known = true >= 0
-    temperature, biases = _vector_scaling(logits[known], true[known])
-    return TypeCalibration(temperature=temperature, biases=tuple(biases.tolist()))
-
-
-def _vector_scaling(logits: Floats, true: Ints) -> tuple[float, NDArray[np.float32]]:
+    logits, true = logits[known], true[known]
     types = logits.shape[1]
     if not len(true):
-        return 1.0, np.zeros(types, np.float32)
+        return TypeCalibration(biases=(0.0,) * types)
     lines = np.arange(len(true))
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -77,7 +58,7 @@ def _vector_scaling(logits: Floats, true: Ints) -> tuple[float, NDArray[np.float
     bounds = [FACTOR] + [(None, None)] * types
     best = minimize(loss, np.zeros(types + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
     temperature = float(np.exp(-best[0]))
-    return temperature, (best[1:] * temperature).astype(np.float32)
+    return TypeCalibration(temperature=temperature, biases=tuple((best[1:] * temperature).tolist()))
 
 
 def fit_item_calibration(hits: ItemHits, decline: float = 1.0) -> ItemCalibration:
@@ -182,49 +163,3 @@ def decline(train: Events, validation: Targets, *, exclude_history: bool) -> flo
     noise = sum((part.std() / part.mean()) ** 2 / len(part) for part in (near, far))
     # The share of the change that is no noise, as James and Stein would keep.
     return float(np.exp(change * max(0.0, 1 - noise / max(change**2, 1e-12))))
-
-
-def item_temperature(
-    found: Outputs, space: Space, targets: Targets, *, exclude_history: bool
-) -> float:
-    """The temperature at which the true items are most likely, of those among the CANDIDATES
-    best: their probabilities are softmax(scores / temperature) over these.
-    """
-    scores, column = [], []
-    for rows in batches(len(targets)):
-        best, row, place = _candidates(found, space, targets, rows, exclude_history)
-        scores.append(best[row])
-        column.append(place)
-    if not sum(map(len, column)):
-        return 1.0
-    return _temperature(np.concatenate(scores), np.concatenate(column))
-
-
-def _candidates(
-    found: Outputs, space: Space, targets: Targets, rows: slice, exclude_history: bool
-) -> tuple[Floats, Ints, Ints]:
-    """The best scores of each context, and (row, column) of the targets among them."""
-    scores = found.queries[rows] @ space.items.T
-    if exclude_history:
-        whole = len(targets.events)
-        items = targets.events.item[targets.positions(rows, whole)]
-        row_of = np.repeat(np.arange(len(scores)), targets.lengths(whole)[rows])
-        scores[row_of[items >= 0], items[items >= 0]] = -1e9
-    k = min(CANDIDATES, scores.shape[1])
-    best = np.argpartition(scores, -k, axis=1)[:, -k:]
-    begin, end = np.searchsorted(targets.row, [rows.start, rows.stop])
-    row, item = targets.row[begin:end] - rows.start, targets.item[begin:end]
-    line, place = np.nonzero(best[row] == item[:, None])
-    return np.take_along_axis(scores, best, axis=1), row[line], place
-
-
-def _temperature(logits: Floats, true: Ints) -> float:
-    """Minimises the regularised negative log likelihood of softmax(logits / temperature)."""
-    lines = np.arange(len(true))
-
-    def loss(log_temperature: float) -> float:
-        own = softmax(logits, float(np.exp(log_temperature)))[lines, true]
-        value = -np.log(np.maximum(own, 1e-38)).sum() + SHRINKAGE / 2 * log_temperature**2
-        return float(value)
-
-    return float(np.exp(minimize_scalar(loss, bounds=FACTOR, method="bounded").x))

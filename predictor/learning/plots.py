@@ -13,8 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from predictor.learning import evaluation
-from predictor.learning.data import Targets
 from predictor.learning.fitting import Epoch
 from predictor.learning.item_map import ItemMap
 from predictor.learning.metrics import (
@@ -27,7 +25,6 @@ from predictor.learning.metrics import (
 )
 from predictor.learning.type_metrics import equal_mass_bins, roc_auc
 from predictor.models.history import Ints
-from predictor.models.sequence import Outputs
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's, which people with any colour vision tell apart; without yellow, which is hard
@@ -98,18 +95,6 @@ def pictures(
     if space is not None:
         found["item_map.png"] = draw_map(space)
     return found
-
-
-def draw(
-    curve: Sequence[Epoch], found: Outputs, targets: Targets, temperature: float
-) -> dict[str, bytes]:
-    """The pictures of a sequence model alone."""
-    types = None
-    if (targets.type >= 0).any():
-        scorer = evaluation.type_scorer(found, temperature)
-        likely, true = evaluation.line_probabilities(scorer, targets)
-        types = TypeResults(targets.events.behavior_types, likely, true, likely.argmax(axis=1))
-    return pictures(curve, types)
 
 
 def training_curve(curve: Sequence[Epoch]) -> bytes:
