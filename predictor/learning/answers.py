@@ -17,7 +17,7 @@ from predictor.models.history import NONE, Histories, Ints
 from predictor.models.pairs import Pairs
 from predictor.models.ranker import Ranker
 from predictor.models.sequence import Outputs
-from predictor.models.version import Version, softmax
+from predictor.models.version import Version
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Answers:
         model = self.version.type_model
         if model is not None:
             return model.predict(whole(self.targets))
-        return softmax(self.found.type_logits, self.version.config.type_temperature)
+        return self.version.config.type_calibration.probabilities(self.found.type_logits)
 
     @property
     def chosen_types(self) -> Ints:

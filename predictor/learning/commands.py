@@ -113,6 +113,8 @@ def _add_evaluate(commands: Commands) -> None:
         "evaluate", help="measure a version beside the baselines", description=evaluate.__doc__
     )
     command.add_argument("version", type=Path, metavar="MODEL_DIR", help="a version directory")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write pictures there: confusion "
+                         "matrix, ROC, calibration, recall by popularity, ...")  # fmt: skip
     _add_data(command)
     command.set_defaults(run=evaluate, show=comparison.tables)
 
@@ -233,10 +235,21 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     protocol = _protocol(options, usual)
     with _dataset(options) as dataset:
         part = training.divide(dataset, protocol)
+        found = comparison.evaluate_version(version, dataset, part)
         exclude = version.config.repeats == "excluded"
-        report = comparison.evaluate_version(version, dataset, part)
         described = training.describe(part, protocol, exclude_history=exclude)
-    return {"version": version.config.version, "protocol": described, **report}
+        if options.out is not None:
+            _draw(options.out, found, dataset)
+    return {"version": version.config.version, "protocol": described, **found.report}
+
+
+def _draw(folder: Path, found: comparison.Comparison, dataset: Dataset) -> None:
+    """Writes the pictures into a folder."""
+    from predictor.learning import drawing  # of the extra `train`, which --json alone does without
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, png in drawing.draw(found, dataset).items():
+        (folder / name).write_bytes(png)
 
 
 def register_(options: argparse.Namespace) -> dict[str, Any]:

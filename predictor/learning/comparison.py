@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,59 +11,90 @@ from numpy.typing import NDArray
 
 from foretell.errors import InvalidArgumentError
 from predictor.learning.answers import Answers, answer
-from predictor.learning.baselines import item_baselines
+from predictor.learning.baselines import item_baselines, popularity
 from predictor.learning.evaluation import measure_types, read_space
-from predictor.learning.metrics import ItemScorer, item_metrics
+from predictor.learning.metrics import Floats, ItemHits, ItemScorer, K, calibration_ratio, item_hits
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
 from predictor.learning.type_baselines import type_baselines
 from predictor.learning.type_metrics import type_metrics
+from predictor.models.calibration import CANDIDATES
+from predictor.models.history import Ints
 from predictor.models.version import OWN, Version
 
 SEQUENCE = "model"
 """Name of the sequence model alone among the methods of a report."""
 
+PICTURED = (OWN, SEQUENCE, "popular", "personal_frequency")
+"""Methods whose recall is drawn by popularity and by length of history."""
 
-def compare(
-    answers: Answers, dataset: Dataset, part: Split, warm: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """The metrics of a version and of every baseline on the test targets.
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured, and what pictures are made of."""
+
+    answers: Answers
+    report: dict[str, Any]
+    """items, types, and known_item_types (for a model that knows the item), each from method to
+    metrics, the version's OWN first; a part is missing where the targets have none of it."""
+    hits: dict[str, ItemHits]
+    """Of the version first, then of the methods in PICTURED."""
+    popularity: Ints
+    """(items,) events of each in training."""
+
+    @property
+    def item_probabilities(self) -> Floats:
+        """(contexts, CANDIDATES) of the version's own hits."""
+        calibration = self.answers.version.config.item_calibration
+        return calibration.probabilities(self.hits[OWN].top_score)
+
+
+def compare(answers: Answers, dataset: Dataset, part: Split, warm: NDArray[np.bool_]) -> Comparison:
+    """Measures a version and every baseline on the test targets.
 
     Args:
         answers: the version's for part.test.
         dataset: part is its division.
         warm: (items,) whether training saw the item.
-
-    Returns:
-        items, types, and known_item_types (for a model that knows the item), each from method to
-        metrics, the version's OWN first; a part is missing where the targets have none of it.
     """
     test, train = part.test, part.train
-    report: dict[str, Any] = {}
+    found = Comparison(answers, {}, {}, popularity(train))
     if (test.item >= 0).any():
-        scorers: dict[str, ItemScorer] = {OWN: answers.item_scorer}
-        if answers.version.ranker is not None:
-            scorers[SEQUENCE] = answers.search_scorer
-        scorers |= item_baselines(train, dataset.item_vectors)
-        if part.held_out.any():
-            warm = ~part.held_out
-        report["items"] = {
-            method: item_metrics(scorer, test, warm, exclude_history=answers.exclude_history)
-            for method, scorer in scorers.items()
-        }
+        _compare_items(found, dataset, part, ~part.held_out if part.held_out.any() else warm)
     if (test.type >= 0).any():
-        own = answers.type_scorer
-        report["types"] = {OWN: measure_types(own, test, answers.chosen_types)} | {
-            method: measure_types(scorer, test) for method, scorer in type_baselines(train).items()
+        own = measure_types(answers.type_scorer, test, answers.chosen_types)
+        baselines = type_baselines(train)
+        found.report["types"] = {OWN: own} | {
+            method: measure_types(scorer, test) for method, scorer in baselines.items()
         }
     if answers.version.item_type_model is not None:
         probabilities, chosen, true = answers.line_types()
-        names = train.behavior_types
-        report["known_item_types"] = {OWN: type_metrics(probabilities, true, names, chosen)}
-    return report
+        measured = type_metrics(probabilities, true, train.behavior_types, chosen)
+        found.report["known_item_types"] = {OWN: measured}
+    return found
 
 
-def evaluate_version(version: Version, dataset: Dataset, part: Split) -> dict[str, Any]:
+def _compare_items(
+    found: Comparison, dataset: Dataset, part: Split, warm: NDArray[np.bool_]
+) -> None:
+    answers = found.answers
+    scorers: dict[str, ItemScorer] = {OWN: answers.item_scorer}
+    if answers.version.ranker is not None:
+        scorers[SEQUENCE] = answers.search_scorer
+    scorers |= item_baselines(part.train, dataset.item_vectors)
+    report = found.report["items"] = {}
+    for method, scorer in scorers.items():
+        hits = item_hits(
+            scorer, part.test, exclude_history=answers.exclude_history,
+            returned=CANDIDATES if method == OWN else K,
+        )  # fmt: skip
+        report[method] = hits.metrics(warm)
+        if method in PICTURED:
+            found.hits[method] = hits
+    report[OWN]["calibration_ratio"] = calibration_ratio(found.item_probabilities, found.hits[OWN])
+
+
+def evaluate_version(version: Version, dataset: Dataset, part: Split) -> Comparison:
     """Measures a stored version as training does.
 
     Args:

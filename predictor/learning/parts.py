@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from predictor.learning import calibration
 from predictor.learning.answers import Answers
+from predictor.learning.data import Targets
 from predictor.learning.evaluation import measure_types
 from predictor.learning.examples import ModelOutputs
-from predictor.learning.metrics import item_metrics
+from predictor.learning.metrics import ItemScorer, item_hits, item_metrics, ranked_candidates
 from predictor.learning.ranking import fit_ranker
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
 from predictor.learning.type_fitting import fit_type_models
+from predictor.models.calibration import CANDIDATES
 from predictor.models.type_models import ItemTypeModel, TypeModel
 from predictor.models.version import Version
 
@@ -94,14 +97,28 @@ def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple
         plain=projection.apply(dataset.item_vectors, texts=dataset.item_texts),
     )
     if fitted is None:
-        return version, {}
+        return _calibrated(version, answers.search_scorer, part.validation, part), {}
     search = item_metrics(
         answers.search_scorer, part.validation, np.ones(len(dataset.item_texts), np.bool_),
         exclude_history=answers.exclude_history,
     )  # fmt: skip
     on = fitted.validation["ndcg_at_10"] > search["ndcg_at_10"]
     report: Report = {"ranker": {"on": on, "validation": fitted.validation, "without": search}}
-    return replace(version, ranker=fitted.ranker) if on else version, report
+    if on:
+        version = replace(version, ranker=fitted.ranker)
+        pairs = fitted.pairs
+        scorer = ranked_candidates(pairs.row, pairs.item, fitted.scores, len(version.item_ids))
+        return _calibrated(version, scorer, fitted.targets, part), report
+    return _calibrated(version, answers.search_scorer, part.validation, part), report
+
+
+def _calibrated(version: Version, scorer: ItemScorer, targets: Targets, part: Split) -> Version:
+    """With probabilities of items that hold for scores of targets it has not learned from."""
+    exclude = version.config.repeats == "excluded"
+    hits = item_hits(scorer, targets, exclude_history=exclude, returned=CANDIDATES)
+    decline = calibration.decline(part.train, part.validation, exclude_history=exclude)
+    found = calibration.fit_item_calibration(hits, decline)
+    return replace(version, config=version.config.model_copy(update={"item_calibration": found}))
 
 
 def _measures(metrics: Report) -> dict[str, float]:

@@ -34,6 +34,9 @@ T = TypeVar("T")
 CACHE_DIR = Path("~/.cache/foretell")
 """Where vectors of texts are kept between trainings when nobody says otherwise."""
 
+CATEGORY = "category"
+"""Attribute of items by which pictures are coloured."""
+
 EMBED_TEXTS = 512
 """Texts in one call: a progress bar moves, and the answer stays far below the message limit."""
 
@@ -76,6 +79,8 @@ class Dataset:
     lineage: dict[str, str | int]
     item_texts: Sequence[str]
     """(items,); "" where an item has none."""
+    categories: Sequence[str] | None = None
+    """(items,) the attribute CATEGORY; None where no item has it."""
 
 
 def read_files(
@@ -94,7 +99,7 @@ def read_files(
     lineage |= {"events": events.name, "events_sha256": _sha256(events)}
     catalogue = wanted = None
     if items is not None:
-        catalogue = _read_all(ItemReader(items, with_attributes=False), progress)
+        catalogue = _read_all(ItemReader(items), progress)
         lineage |= {"items": items.name, "items_sha256": _sha256(items)}
     if targets is not None:
         wanted = _read_all(TargetReader(targets), progress)
@@ -243,7 +248,13 @@ def with_vectors(source: Source, client: Client, *, progress: bool = False) -> D
         source.targets,
         source.lineage,
         item_texts,
+        _categories(source.items or ()),
     )
+
+
+def _categories(items: Sequence[Item]) -> list[str] | None:
+    categories = [item.attributes.get(CATEGORY, "") for item in items]
+    return categories if any(categories) else None
 
 
 def encode(texts: Sequence[str], cols: int, client: Client, *, progress: bool = False) -> Vectors:

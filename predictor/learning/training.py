@@ -27,9 +27,10 @@ from predictor.learning.sequence_fitting import FittedSequence, fit_sequence
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models import model_dir
+from predictor.models.calibration import CANDIDATES, ItemCalibration
 from predictor.models.encoders import model_types
 from predictor.models.history import HistoryBatch
-from predictor.models.version import Golden, Version, VersionConfig, softmax
+from predictor.models.version import Golden, Version, VersionConfig
 
 GOLDEN_HISTORIES = 8
 
@@ -68,7 +69,7 @@ def train(
             version name.
     """
     # Of the extra `train`, which serving does without; here, so that it is missed at once.
-    from predictor.learning import own_text, plots
+    from predictor.learning import drawing, own_text
 
     begin = time.monotonic()
     protocol = protocol or Protocol()
@@ -88,10 +89,11 @@ def train(
         progress=progress,
     )  # fmt: skip
     answers = answer(version, part.test, fitted.space)
+    found = compare(answers, dataset, part, fitted.warm)
     report: dict[str, Any] = {
         "protocol": describe(part, protocol, exclude_history=exclude),
         "parts": parts,
-        **compare(answers, dataset, part, fitted.warm),
+        **found.report,
     }
     if not dataset.events.has_items:
         report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
@@ -102,11 +104,7 @@ def train(
         "lineage.json": _lineage(dataset, fitted, begin),
     }
     version = replace(version, reports=reports)
-    model_dir.write(
-        out,
-        version,
-        plots.draw(fitted.curve, answers.found, part.test, version.config.type_temperature),
-    )
+    model_dir.write(out, version, drawing.draw(found, dataset, fitted.curve))
     return Trained(name, out, report)
 
 
@@ -116,9 +114,10 @@ def _assemble(
     """The version with its calibrations, which are fitted on the validation part."""
     network, space, recipe = fitted.network.cpu(), fitted.space, fitted.recipe
     found = evaluation.outputs(network, part.validation, space, recipe.history_length)
-    temperature, biases = calibration.type_calibration(found, part.validation)
-    with torch.no_grad():
-        network.type_head.bias.add_(torch.from_numpy(biases))
+    lines = part.validation.type >= 0
+    types = calibration.fit_type_calibration(
+        found.type_logits[part.validation.row[lines]], part.validation.type[lines]
+    )
     has_items = part.train.has_items
     config = VersionConfig(
         version=name,
@@ -131,11 +130,9 @@ def _assemble(
         has_texts=dataset.events.has_texts,
         has_times=dataset.events.has_times,
         horizon=part.horizon,
-        type_temperature=temperature,
-        item_temperature=calibration.item_temperature(
-            found, space, part.validation, exclude_history=exclude_history
-        ),
-        candidates=calibration.CANDIDATES,
+        type_calibration=types,
+        item_calibration=ItemCalibration(),  # fitted once it is known what orders the items
+        candidates=CANDIDATES,
     )
     warm = np.flatnonzero(fitted.warm)
     golden = _golden(part.validation, space, recipe.history_length)
@@ -147,7 +144,7 @@ def _assemble(
         dataset.events.item_ids if has_items else (),
         warm if has_items else warm[:0],
         fitted.residuals[warm if has_items else warm[:0]],
-        Golden(golden, softmax(answers.type_logits, temperature), answers.queries),
+        Golden(golden, types.probabilities(answers.type_logits), answers.queries),
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
+from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HistoryBatch, Ints
 from predictor.models.ranker import Ranker
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
@@ -65,11 +66,12 @@ class VersionConfig(BaseModel):
     """Whether time gaps were seen in training; see history_batch."""
     horizon: int = Field(default=0, ge=0)
     """Microseconds: see history.asked_at."""
-    type_temperature: float = Field(gt=0)
-    """Type probabilities of the network are softmax(logits / type_temperature)."""
-    item_temperature: float = Field(gt=0)
-    """Item probabilities are softmax(scores / item_temperature) over `candidates` best items."""
+    type_calibration: TypeCalibration
+    """Of the network's type logits."""
+    item_calibration: ItemCalibration
+    """Of the scores that order the items."""
     candidates: int = Field(gt=0)
+    """Items that Search is asked for, where there is no ranker to say it."""
     activations: tuple[Literal["identity", "relu", "gelu", "tanh"], ...] = ("identity",)
     """Of the projection's layers."""
     files: dict[str, str] = {}
@@ -139,9 +141,8 @@ class Version:
         gaps = np.exp(np.minimum(outputs.log_gaps, LONGEST_LOG_GAP))
         if not self.config.has_times:
             gaps = np.zeros(len(batch), np.float32)
-        return Read(
-            softmax(outputs.type_logits, self.config.type_temperature), outputs.queries, gaps
-        )
+        probabilities = self.config.type_calibration.probabilities(outputs.type_logits)
+        return Read(probabilities, outputs.queries, gaps)
 
     @property
     def reads_whole_histories(self) -> bool:
@@ -149,8 +150,8 @@ class Version:
         return any((self.ranker, self.type_model, self.item_type_model))
 
     def item_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities (rows, k) of the `candidates` best scores (rows, k) of each history."""
-        return softmax(scores, self.config.item_temperature)
+        """Probabilities (rows, k) of the best scores (rows, k) of each history."""
+        return self.config.item_calibration.probabilities(scores)
 
     def check_golden(self) -> None:
         """Recomputes the golden histories.

@@ -143,9 +143,10 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
     from predictor import registry
     from predictor.database import open_database
     from predictor.models import model_dir
+    from predictor.models.calibration import ItemCalibration, TypeCalibration
     from predictor.models.history import history_batch
     from predictor.models.sequence import NetworkConfig, SequenceNetwork
-    from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
+    from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig
 
     def register(version: str, behavior_types: Sequence[str]) -> None:
         with grpc.insecure_channel(embedder_address) as channel:
@@ -164,8 +165,8 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
             has_items=True,
             has_texts=True,
             has_times=True,
-            type_temperature=1.0,
-            item_temperature=1.0,
+            type_calibration=TypeCalibration(biases=(0.0,) * len(behavior_types)),
+            item_calibration=ItemCalibration(),
             candidates=200,
         )
         golden = history_batch(
@@ -183,7 +184,11 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
             ("nowhere",),
             np.arange(1),
             np.ones((1, dims), np.float32),
-            Golden(golden, softmax(outputs.type_logits), outputs.queries),
+            Golden(
+                golden,
+                config.type_calibration.probabilities(outputs.type_logits),
+                outputs.queries,
+            ),
             reports={"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}},
         )
         directory = folder / f"version-{next(_numbers)}"

@@ -20,10 +20,11 @@ from foretell.predictor.v1 import model_service_pb2_grpc as model_grpc
 from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
 from foretell.projection import AffineLayer, Projection
 from predictor.__main__ import main as predictor_main
+from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import history_batch
 from predictor.models.model_dir import write
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
-from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
+from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig
 from serving.process import ServiceProcess, started
 
 DIMS = 8
@@ -122,14 +123,15 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         has_items=True,
         has_texts=True,
         has_times=True,
-        type_temperature=1.5,
-        item_temperature=0.5,
+        type_calibration=TypeCalibration(temperature=1.5, biases=(0.0, 0.0, 0.0)),
+        item_calibration=ItemCalibration(score=0.5),
         candidates=20,
     ).model_copy(update=changes)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     shape = replace(config.network, behavior_types=len(config.behavior_types))
-    config = config.model_copy(update={"network": shape})
+    types = config.type_calibration.model_copy(update={"biases": (0.0,) * shape.behavior_types})
+    config = config.model_copy(update={"network": shape, "type_calibration": types})
     network = SequenceNetwork(shape).eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -143,7 +145,7 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         np.array([0, 2, 4]),
     )
     outputs = network.predict(golden)
-    probabilities = softmax(outputs.type_logits, config.type_temperature)
+    probabilities = config.type_calibration.probabilities(outputs.type_logits)
     ids = tuple(item_ids) if config.has_items else ()
     version = Version(
         config,

@@ -335,7 +335,7 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(
 def wrong_answers(directory: Path) -> Path:
     """A version whose files are whole, but whose answers are not its golden ones."""
     config = json.loads((directory / "config.json").read_text())
-    config["type_temperature"] = 9.0
+    config["type_calibration"]["temperature"] = 9.0
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 

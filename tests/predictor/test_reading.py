@@ -12,6 +12,7 @@ from predictor.activation import ServedModel
 from predictor.catalog import Catalog
 from predictor.events import PastEvent
 from predictor.learning.data import history_of, to_events, training_targets
+from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HistoryBatch
 from predictor.models.sequence import NetworkConfig
 from predictor.models.version import EncoderConfig, Version, VersionConfig
@@ -33,8 +34,8 @@ class FakeVersion:
             has_items=True,
             has_texts=True,
             has_times=True,
-            type_temperature=1.0,
-            item_temperature=1.0,
+            type_calibration=TypeCalibration(biases=(0.0, 0.0)),
+            item_calibration=ItemCalibration(),
             candidates=10,
         )
 

@@ -17,6 +17,7 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
 from foretell.terms import TermRows
 from predictor.models import model_dir
+from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import history_batch
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
 from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
@@ -35,8 +36,9 @@ def trained(name: str, *, has_items: bool = True) -> Version:
         version=name, encoder=EncoderConfig(name="e", pooling="mean", cols=COLS),
         behavior_types=("buy", "view"), history_length=50,
         network=NetworkConfig(behavior_types=2, dims=DIMS, hidden=8), repeats="allowed",
-        has_items=has_items, has_texts=True, has_times=True, type_temperature=1.5,
-        item_temperature=0.7, candidates=200,
+        has_items=has_items, has_texts=True, has_times=True, candidates=200,
+        type_calibration=TypeCalibration(temperature=1.5, biases=(0.0, 0.0)),
+        item_calibration=ItemCalibration(score=0.7),
     )  # fmt: skip
     layer = AffineLayer(
         rng.standard_normal((DIMS, COLS)).astype(np.float32), np.ones(DIMS, np.float32)
@@ -55,7 +57,11 @@ def trained(name: str, *, has_items: bool = True) -> Version:
         ("milk", "bread", "new") if has_items else (),
         np.arange(2 if has_items else 0),
         rng.standard_normal((2 if has_items else 0, DIMS)).astype(np.float32),
-        Golden(golden, softmax(outputs.type_logits, 1.5), outputs.queries),
+        Golden(
+            golden,
+            config.type_calibration.probabilities(outputs.type_logits),
+            outputs.queries,
+        ),
         reports={
             "metrics.json": {"items": {"foretell": {"hits_at_10": 0.25}}},
             "lineage.json": {"seed": 1},
@@ -100,10 +106,11 @@ def test_a_version_without_items(tmp_path: Path) -> None:
     assert not (tmp_path / "types" / "items.json").exists()
 
 
-def test_item_probabilities_use_the_items_temperature(directory: Path) -> None:
+def test_item_probabilities_are_the_calibrated_scores(directory: Path) -> None:
     scores = np.array([[2.0, 1.0]], np.float32)
-    ratio = model_dir.load(directory).item_probabilities(scores)[0]
-    assert ratio[0] / ratio[1] == pytest.approx(np.exp(1 / 0.7), rel=1e-5)
+    version = model_dir.load(directory)
+    right = ItemCalibration(score=0.7).probabilities(scores)
+    assert version.item_probabilities(scores) == pytest.approx(right)
 
 
 def test_nothing_is_left_of_a_writing_that_failed(tmp_path: Path) -> None:
