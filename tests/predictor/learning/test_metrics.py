@@ -1,17 +1,28 @@
-"""Metrics against small cases worked out by hand, and scikit-learn where it has the same."""
+"""Measures of lists against small cases worked out by hand."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, roc_auc_score
 
 from foretell.importing import EventColumns
 from predictor.learning.data import Targets, to_events
-from predictor.learning.metrics import Floats, ItemScorer, item_metrics
-from predictor.learning.type_metrics import roc_auc, type_metrics
-from predictor.models.history import UNKNOWN
+from predictor.learning.metrics import (
+    ItemScorer,
+    best_items,
+    calibration_ratio,
+    item_hits,
+    item_metrics,
+    ranked_candidates,
+    recall_by_history,
+    recall_by_popularity,
+)
+from predictor.models.history import NONE, UNKNOWN
 
 ITEMS = 20
 
@@ -119,56 +130,96 @@ def test_more_contexts_than_a_batch() -> None:
     assert metrics["contexts"] == count
 
 
-@pytest.fixture
-def predicted() -> tuple[Floats, NDArray[np.int64]]:
-    rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet([1, 1, 1], 300).astype(np.float32)
-    cumulated = probabilities.cumsum(axis=1)
-    true = (rng.random((300, 1)) > cumulated).sum(axis=1).clip(max=2)
-    return probabilities, true.astype(np.int64)
+def test_what_each_context_hit_is_kept() -> None:
+    asked = targets([[0, 15], [], [19], [3, UNKNOWN]], [[0], [1, 2], [4, 4, 5], [6]])
+    found = item_hits(fixed([FALLING] * 4), asked, exclude_history=False)
+    assert found.context.tolist() == [0, 2, 3]  # the second has no target
+    assert found.user.tolist() == [0, 2, 3]
+    assert found.history_length.tolist() == [1, 3, 1]
+    assert found.size.tolist() == [2, 1, 2]
+    assert found.hits.tolist() == [1, 0, 1]
+    assert found.share_of_best.tolist() == [0.5, 0, 0.5]
+    hit = dict(zip(found.target_item.tolist(), found.target_hit.tolist(), strict=True))
+    assert hit == {0: True, 15: False, 19: False, 3: True, UNKNOWN: False}
+    assert found.target_row.tolist() == [0, 0, 1, 2, 2]
+    assert found.top.tolist() == [list(range(10))] * 3
+    assert found.top_score[0].tolist() == FALLING[:10]
+    assert np.argwhere(found.top_hit).tolist() == [[0, 0], [2, 3]]
 
 
-def test_type_metrics_agree_with_scikit_learn(
-    predicted: tuple[Floats, NDArray[np.int64]],
-) -> None:
-    probabilities, true = predicted
-    metrics = type_metrics(probabilities, true, ["a", "b", "c"])
-    guess = probabilities.argmax(axis=1)
-    assert metrics["accuracy"] == pytest.approx((guess == true).mean())
-    assert metrics["precision"] == pytest.approx(precision_score(true, guess, average="macro"))
-    assert metrics["recall"] == pytest.approx(recall_score(true, guess, average="macro"))
-    assert metrics["f1"] == pytest.approx(f1_score(true, guess, average="macro"))
-    assert metrics["log_loss"] == pytest.approx(log_loss(true, probabilities), rel=1e-5)
-    areas = [roc_auc_score(true == code, probabilities[:, code]) for code in range(3)]
-    assert metrics["roc_auc"] == pytest.approx(np.mean(areas))
-    one_hot = np.eye(3)[true]
-    assert metrics["mse"] == pytest.approx(((probabilities - one_hot) ** 2).sum(1).mean())
-    assert np.sum(metrics["confusion_matrix"]) == 300
-    assert metrics["confusion_matrix"][1][2] == ((true == 1) & (guess == 2)).sum()
+def test_longer_lists_change_no_measure() -> None:
+    asked = targets([[0, 11], [12]])
+    scorer = fixed([FALLING, FALLING])
+    short = item_hits(scorer, asked, exclude_history=False)
+    long = item_hits(scorer, asked, exclude_history=False, returned=15)
+    assert long.metrics(WARM) == short.metrics(WARM)
+    assert long.top.shape == (2, 15)
+    assert np.argwhere(long.top_hit).tolist() == [[0, 0], [0, 11], [1, 12]]
 
 
-def test_calibration_error_sees_overconfidence(
-    predicted: tuple[Floats, NDArray[np.int64]],
-) -> None:
-    probabilities, true = predicted  # the truth was drawn from them
-    honest = type_metrics(probabilities, true, ["a", "b", "c"])["ece"]
-    sharp = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
-    assert type_metrics(sharp, true, ["a", "b", "c"])["ece"] > 2 * honest
+def test_candidates_are_ranked_and_nothing_else_is_hit() -> None:
+    asked = targets([[2, 3], [0], [1]])
+    scorer = ranked_candidates(
+        np.array([0, 0, 2]), np.array([3, 7, 1]), np.array([-5, 2, -9], np.float32), ITEMS
+    )
+    found = item_hits(scorer, asked, exclude_history=False)
+    assert found.hits.tolist() == [1, 0, 1]
+    assert found.top[:, :3].tolist() == [[7, 3, NONE], [NONE] * 3, [1, NONE, NONE]]
+    assert found.metrics(WARM)["coverage_at_10"] == pytest.approx(3 / ITEMS)
 
 
-def test_a_type_that_training_never_saw_is_wrong_but_has_no_probability(
-    predicted: tuple[Floats, NDArray[np.int64]],
-) -> None:
-    probabilities, true = predicted
-    known = type_metrics(probabilities, true, ["a", "b", "c"])
-    doubled = np.concatenate([true, np.full(300, UNKNOWN)])
-    metrics = type_metrics(np.tile(probabilities, (2, 1)), doubled, ["a", "b", "c"])
-    assert metrics["accuracy"] == pytest.approx(known["accuracy"] / 2)
-    assert metrics["log_loss"] == pytest.approx(known["log_loss"])
-    assert metrics["unknown_types"] == 300
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_hits_are_those_of_a_plain_sort(data: st.DataObject) -> None:
+    """Against the definition: an item's rank is how many score as high or higher."""
+    item = st.integers(0, ITEMS - 1)
+    baskets = data.draw(st.lists(st.lists(item, max_size=5), min_size=1, max_size=4))
+    histories = [data.draw(st.lists(item, min_size=1, max_size=4)) for _ in baskets]
+    level = st.sampled_from([-np.inf, 0.0, 1.0, 2.0, 3.0])
+    scores = [data.draw(st.lists(level, min_size=ITEMS, max_size=ITEMS)) for _ in baskets]
+    exclude = data.draw(st.booleans())
+    found = item_hits(fixed(scores), targets(baskets, histories), exclude_history=exclude)
+    measured = dict(zip(found.context.tolist(), found.hits.tolist(), strict=True))
+    for context, (basket, history, row) in enumerate(zip(baskets, histories, scores, strict=True)):
+        left = set(basket) - (set(history) if exclude else set())
+        shown = [-np.inf if exclude and n in history else value for n, value in enumerate(row)]
+        rank = {item: sum(other >= shown[item] for other in shown) for item in left}
+        hit = sum(rank[item] <= 10 and np.isfinite(shown[item]) for item in left)
+        assert measured.get(context) == (hit if left else None)
 
 
-def test_roc_auc_of_ties_is_a_half_and_of_one_class_none() -> None:
-    positive = np.array([True, False, True])
-    assert roc_auc(np.ones(3, np.float32), positive) == pytest.approx(0.5)
-    assert roc_auc(np.ones(3, np.float32), np.ones(3, np.bool_)) is None
+def test_the_best_items_of_few_and_of_none() -> None:
+    scores = np.array([[1, 3, -np.inf], [-np.inf, -np.inf, 2]], np.float32)
+    items, best = best_items(scores, 5)
+    assert items.tolist() == [[1, 0, NONE, NONE, NONE], [2, NONE, NONE, NONE, NONE]]
+    assert best[:, 0].tolist() == [3, 2]
+    assert best_items(np.zeros((2, 0), np.float32), 3)[0].tolist() == [[NONE] * 3] * 2
+
+
+def test_predicted_over_observed_hits_of_the_ten_returned() -> None:
+    found = item_hits(
+        fixed([FALLING, FALLING]), targets([[0, 1, 12], [2]]), exclude_history=False, returned=15
+    )
+    probabilities = np.full((2, 15), 0.2, np.float32)
+    assert calibration_ratio(probabilities, found) == pytest.approx(4 / 3)
+    missed = item_hits(fixed([FALLING]), targets([[19]]), exclude_history=False)
+    assert calibration_ratio(np.ones((1, 10), np.float32), missed) is None
+
+
+def test_recall_by_popularity_of_the_targets() -> None:
+    asked = targets([[0, 1], [0, 15], [16, UNKNOWN]])
+    found = item_hits(fixed([FALLING] * 3), asked, exclude_history=False)
+    strata = recall_by_popularity(found, np.where(np.arange(ITEMS) < 2, 50, 3))
+    assert [(s.low, s.high, s.count) for s in strata] == [(0, 0, 1), (3, 3, 2), (50, 50, 3)]
+    assert [s.recall for s in strata] == [0, 0, 1]
+
+
+def test_recall_by_the_length_of_the_history() -> None:
+    histories = [[0] * (n + 1) for n in range(40)]
+    baskets = [[0] if n < 20 else [19] for n in range(40)]
+    found = item_hits(fixed([FALLING] * 40), targets(baskets, histories), exclude_history=False)
+    strata = recall_by_history(found)
+    assert [s.count for s in strata] == [5] * 8
+    assert (strata[0].low, strata[-1].high) == (1, 40)
+    assert [s.recall for s in strata] == [1] * 4 + [0] * 4
+    assert all(a.high < b.low for a, b in pairwise(strata))
