@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from foretell.errors import InvalidArgumentError
 from predictor.learning.data import Events
 from predictor.learning.learner import Learner
 from predictor.learning.losses import has_bfloat16
-from predictor.learning.parallel import place
+from predictor.learning.parallel import from_first, place
 from predictor.learning.recipe import FitConfig as FitConfig
 from predictor.learning.windows import Batch, Windows
 
@@ -88,9 +89,13 @@ def fit(
         )  # fmt: skip
         with bar:
             losses = [step(batch, bar) for batch in _share(batches, rank, world)]
+        if not losses:
+            raise InvalidArgumentError(
+                f"{world} processes share fewer batches than that: start fewer", field="events"
+            )
         seconds = time.monotonic() - begin
         with step.average.in_place():
-            score, shown = validate(learner.eval())
+            score, shown = from_first(lambda: validate(learner.eval()))
             if not curve or score > max(epoch.score for epoch in curve):
                 best = {name: value.clone() for name, value in learner.state_dict().items()}
         items, types, gaps = np.mean(losses, axis=0).tolist()

@@ -29,7 +29,7 @@ WHITENING = 0.5
 TEXT_SCALE = 0.15
 """Standard deviation, at the start, of the numbers that a text gives a vector."""
 
-ROW_SCALE = 0.05
+ROW_SCALE = 0.01
 """The same of a residual or a term's row."""
 
 
@@ -209,6 +209,7 @@ class ItemSpace(nn.Module):
         inputs = items.vectors.shape[1]
         self.row_dropout, self.term_dropout, self.use_text = row_dropout, term_dropout, use_text
         self.item_inputs, self.text_inputs = _Texts(items, terms), _Texts(texts, terms)
+        self.popularity = torch.from_numpy(popularity)
         warm = torch.from_numpy(popularity > 0)
         self.register_buffer("warm", warm.unsqueeze(1).float(), persistent=False)
         self.affine = nn.Linear(inputs, dims)

@@ -53,11 +53,17 @@ class Learner(nn.Module):
         self.register_buffer("warm_items", torch.nonzero(space.warm[:, 0]).squeeze(1), False)
         self.place: Tensor
         self.register_buffer("place", torch.cumsum(space.warm[:, 0].long(), 0) - 1, False)
-        with torch.no_grad():
-            network.query_head.bias.zero_()
-            if recipe.traces:
+        # Logit adjustment (Menon et al., 2021): what is popular anyway need not be learned, and
+        # then counts less in scores, by as much as validation says.
+        self.offset: Tensor
+        offset = recipe.popularity_discount * torch.log1p(space.popularity[self.warm_items])
+        self.register_buffer("offset", offset, False)
+        head = network.query_head
+        if recipe.traces and isinstance(head, nn.Linear):
+            with torch.no_grad():
                 # Popularity, see ItemSpace: from the bias alone, not from the traces as well.
-                network.query_head.bias[0] = 1.0
+                head.bias.zero_()
+                head.bias[0] = 1.0
                 network.trace_weight[:, 0] = 0.0
 
     def forward(self, batch: Batch) -> Losses:
@@ -133,12 +139,13 @@ class Learner(nn.Module):
             return torch.zeros((), device=row.device)
         if sample is None:
             warm = vectors.of[self.warm_items]
-            return full_cross_entropy(queries.float(), warm, row, self.place[target], weight)
+            place = self.place[target]
+            return full_cross_entropy(queries.float(), warm, self.offset, row, place, weight)
         # Each sampled item stands for size / count others.
-        others = math.log(len(self.warm_items) / len(sample))
+        others = math.log(len(self.warm_items) / len(sample)) + self.offset[self.place[sample]]
         negatives = (queries @ vectors.of[vectors.place[sample]].T).float() + others
         positives = nn.functional.embedding(vectors.place[target], vectors.of)
-        own = (queries[row].float() * positives).sum(1)
+        own = (queries[row].float() * positives).sum(1) + self.offset[self.place[target]]
         loss = torch.logaddexp(own, negatives.logsumexp(1)[row]) - own
         return (loss * weight).sum() / weight.sum()
 

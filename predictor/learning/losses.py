@@ -27,28 +27,35 @@ def has_bfloat16(device: str) -> bool:
 
 
 def full_cross_entropy(
-    queries: Tensor, items: Tensor, row: Tensor, target: Tensor, weight: Tensor
+    queries: Tensor, items: Tensor, bias: Tensor, row: Tensor, target: Tensor, weight: Tensor
 ) -> Tensor:
-    """Weighted mean of -log softmax(queries @ items.T)[row, target] over lines.
+    """Weighted mean of -log softmax(queries @ items.T + bias)[row, target] over lines.
 
     Args:
         queries: (contexts, dims).
         items: (items, dims).
+        bias: (items,) without a gradient.
         row: (lines,) ascending: the context of each line.
         target: (lines,) its item.
         weight: (lines,) positive.
     """
     apply: Callable[..., Tensor] = _FullCrossEntropy.apply
-    return apply(queries, items, row, target, weight)
+    return apply(queries, items, bias, row, target, weight)
 
 
 class _FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, items: Tensor, row: Tensor, target: Tensor, weight: Tensor
+        ctx: Any,
+        queries: Tensor,
+        items: Tensor,
+        bias: Tensor,
+        row: Tensor,
+        target: Tensor,
+        weight: Tensor,
     ) -> Tensor:
         kind = torch.bfloat16 if has_bfloat16(queries.device.type) else torch.float32
-        low_queries, low_items = queries.to(kind), items.to(kind)
+        low_queries, low_items, low_bias = queries.to(kind), items.to(kind), bias.to(kind)
         share = weight / weight.sum()
         # All lines of a context share its softmax: together they weigh `whole`.
         whole = queries.new_zeros(len(queries), dtype=torch.float32).index_add_(0, row, share)
@@ -61,7 +68,7 @@ class _FullCrossEntropy(torch.autograd.Function):
             rows = slice(begin, begin + CHUNK)
             lines = slice(first[number], first[number + 1])
             some = low_queries[rows]
-            softmax = torch.softmax(some @ low_items.T, 1)
+            softmax = torch.softmax(torch.addmm(low_bias, some, low_items.T), 1)
             at = (row[lines] - begin, target[lines])
             loss -= (softmax[at].float().clamp(min=1e-30).log() * share[lines]).sum()
             # d loss / d logits = whole * (softmax - targets' share of the whole).
@@ -78,4 +85,4 @@ class _FullCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_queries, grad_items = ctx.saved_tensors
-        return grads[0] * grad_queries, grads[0] * grad_items, None, None, None
+        return grads[0] * grad_queries, grads[0] * grad_items, None, None, None, None

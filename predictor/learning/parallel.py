@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -37,6 +39,16 @@ def together() -> Iterator[Place]:
         yield place()
     finally:
         dist.destroy_process_group()
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What the first process computes, in all of them: where they must not come to differ."""
+    rank, world = place()
+    if world == 1:
+        return compute()
+    found: list[T | None] = [compute() if rank == 0 else None]
+    dist.broadcast_object_list(found)
+    return cast(T, found[0])
 
 
 def device() -> torch.device:

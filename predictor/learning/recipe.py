@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from predictor.learning.data import Events, repeat_share
 from predictor.learning.evaluation import REPEATS
+from predictor.models.history import Ints
 
 FULL_SOFTMAX_ITEMS = 50_000
 """Largest catalogue whose items are all compared by default."""
@@ -44,6 +45,7 @@ class FitConfig:
     batch_tokens: int | None = None
     basket_power: float | None = None
     negatives: int | None = None
+    popularity_discount: float | None = None
     type_weight: float | None = None
     gap_weight: float | None = None
     seed: int = 42
@@ -95,6 +97,8 @@ class Recipe:
     """A basket counts as its size to this power: 1 every line alike, 0 every basket alike."""
     negatives: int
     """Items sampled per step for the softmax; 0: all."""
+    popularity_discount: float
+    """This power of its popularity an item's score is learned beside, and lacks in answers."""
     type_weight: float
     """Of the behavior types' loss; the items' has 1."""
     gap_weight: float
@@ -103,20 +107,37 @@ class Recipe:
 
 
 def resolve(config: FitConfig, events: Events) -> Recipe:
-    """Fills in what is None from the training events."""
-    repeats = repeat_share(events) >= REPEATS
+    """Fills in what is None from the training events.
+
+    - Users who repeat items (baskets of a shop): traces carry what they buy again, beside an LSTM;
+      else a transformer, and learned rows for the terms of the texts.
+    - Histories: 50 events where nine in ten users have no more, else 200.
+    - Softmax: over all items up to FULL_SOFTMAX_ITEMS, above over a sample.
+    - Steps: some hundred an epoch, within bounds; fewer leave small data unlearned.
+    - Time gaps are learned where there are times.
+    """
+    usual: dict[str, Any] = {
+        **_COMMON,
+        **(_REPEATED if repeat_share(events) >= REPEATS else _NEW),
+        "history_length": 50 if np.percentile(_lengths(events), 90) <= 50 else 200,
+        "negatives": 0 if len(events.item_ids) <= FULL_SOFTMAX_ITEMS else NEGATIVES,
+        "gap_weight": 0.1 if events.has_times else 0.0,
+    }
     contexts = len(events.first_of_basket) - 1
-    usual: dict[str, Any] = {**(_SHOP if repeats else _BROAD)}
-    lengths = np.diff(events.first_of_user)
-    usual["history_length"] = 50 if np.percentile(lengths[lengths > 0], 90) <= 50 else 200
     usual["batch_contexts"] = int(np.clip(contexts // usual.pop("steps"), 16, usual.pop("most")))
-    usual["negatives"] = 0 if len(events.item_ids) <= FULL_SOFTMAX_ITEMS else NEGATIVES
-    usual["gap_weight"] = 0.1 if events.has_times else 0.0
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    merged = {**usual, **given}
-    merged.setdefault("hidden", merged["dims"])
-    merged.setdefault("heads", 1 if merged["hidden"] % 2 else 2)
-    return Recipe(**{field.name: merged[field.name] for field in fields(Recipe)})
+    made = usual | {name: value for name, value in asdict(config).items() if value is not None}
+    made.setdefault("hidden", made["dims"])
+    made.setdefault("heads", 1 if made["hidden"] % 2 else 2)
+    # A recurrent encoder over repeats was learned best in large steps, a transformer in small.
+    recurrent = made["traces"] and made["model_type"] in ("gru", "lstm")
+    made.setdefault("learning_rate", 0.015 if recurrent else 0.0025)
+    return Recipe(**made)
+
+
+def _lengths(events: Events) -> Ints:
+    """Events of each user who has any."""
+    lengths = np.diff(events.first_of_user)
+    return lengths[lengths > 0]
 
 
 _COMMON = {
@@ -124,16 +145,18 @@ _COMMON = {
     "layers": 1,
 }  # fmt: skip
 
-_SHOP = {
-    **_COMMON, "model_type": "lstm", "epochs": 10, "dims": 64, "hidden": 128, "traces": True,
+_REPEATED = {
+    "model_type": "lstm", "epochs": 10, "dims": 64, "hidden": 128, "traces": True,
     "dropout": 0.1, "input_dropout": 0.1, "row_dropout": 0.1, "term_dropout": 0.3,
-    "text_dims": 128, "terms": False, "learning_rate": 0.015, "weight_decay": 0.01,
-    "averaging": 0.99, "steps": 250, "most": 256,
+    "text_dims": 128, "terms": False, "weight_decay": 0.01, "averaging": 0.99,
+    "popularity_discount": 0.0,
+    "steps": 250, "most": 256,
 }  # fmt: skip
 
-_BROAD = {
-    **_COMMON, "model_type": "transformer", "epochs": 13, "dims": 128, "traces": False,
+_NEW = {
+    "model_type": "transformer", "epochs": 13, "dims": 128, "traces": False,
     "dropout": 0.4, "input_dropout": 0.3, "row_dropout": 0.2, "term_dropout": 0.3,
-    "text_dims": 384, "terms": True, "learning_rate": 0.0025, "weight_decay": 0.0,
-    "averaging": 0.995, "steps": 128, "most": 1024,
+    "text_dims": 384, "terms": True, "weight_decay": 0.0, "averaging": 0.995,
+    "popularity_discount": 0.25,
+    "steps": 128, "most": 1024,
 }  # fmt: skip

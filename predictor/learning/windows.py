@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from predictor.learning.data import Events, ragged
 from predictor.models.history import MICROSECONDS, Ints, gap_buckets
 
+FIRST_WEIGHT = 0.1
+"""Of users' first baskets, which nothing came before: they say what is popular, and no more."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -121,7 +124,7 @@ class Windows:
         empty = max(0, int((context < 0).sum()) - 1)
         line = ragged(events.first_of_basket[basket], size)
         row = np.repeat(np.maximum(0, np.arange(len(basket)) - empty), size)
-        weight = np.repeat(size ** (self._basket_power - 1.0), size).astype(np.float32)
+        weight = size ** (self._basket_power - 1.0) * np.where(context < 0, FIRST_WEIGHT, 1.0)
         return Batch(
             item=np.where(real, events.item[at], -1),
             text=np.where(real, events.text[at], -1),
@@ -132,7 +135,7 @@ class Windows:
             row=row,
             line_item=events.item[line],
             line_type=events.type[line],
-            weight=weight,
+            weight=np.repeat(weight, size).astype(np.float32),
         )
 
     def epoch(self, contexts: int, tokens: int, rng: np.random.Generator) -> Iterator[Batch]:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 GROUP = "foretell.encoders"
 
+ATTENTION_DROPOUT = 0.1
+"""In training, of attention weights, where states are dropped at all."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -87,7 +90,10 @@ class Block(nn.Module):
         batch, time, hidden = states.shape
         parts = self.query_key_value(self.attention_norm(states))
         query, key, value = parts.view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        found = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        drop = ATTENTION_DROPOUT if self.training and self.dropout.p else 0.0
+        found = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=drop
+        )
         found = found.transpose(1, 2).reshape(batch, time, hidden)
         states = states + self.dropout(self.attended(found))
         fed = self.down(nn.functional.gelu(self.up(self.feed_norm(states))))

@@ -78,20 +78,19 @@ class SequenceNetwork(nn.Module):
         self.start = nn.Parameter(torch.zeros(hidden + traces * (dims + types)))
         self.output_norm = nn.LayerNorm(hidden)
         self.type_head = nn.Linear(hidden + traces * types, config.behavior_types)
-        self.query_head = nn.Linear(hidden, dims)
+        # What a transformer passes on from its tokens lies in the items' space already.
+        straight = hidden == dims and not traces
+        self.query_head = nn.Identity() if straight else nn.Linear(hidden, dims)
         self.gap_head = nn.Linear(hidden, 1)
         self.trace_weight = nn.Parameter(torch.full((traces, dims), 0.2))
         self._initialise()
 
     def _initialise(self) -> None:
         for embedding in (self.type_embedding, self.gap_embedding):
-            nn.init.normal_(embedding.weight, std=0.1)
+            nn.init.normal_(embedding.weight, std=0.02)
         with torch.no_grad():
             # A type that training never saw counts as no type.
             self.type_embedding.weight[-1].zero_()
-            if self.config.hidden == self.config.dims:
-                # What a transformer passes on from its tokens lies in the items' space already.
-                nn.init.eye_(self.query_head.weight)
 
     def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
         """States after each token.

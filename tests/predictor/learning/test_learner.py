@@ -26,7 +26,9 @@ WARM = [0, 2, 3, 5]
 def recipe(**changes: Any) -> Recipe:
     none = np.full(3, -1)
     columns = EventColumns(["u"], ["x"], [], [], none + 1, none + 1, none, none, np.arange(3))
-    config = FitConfig(dims=8, hidden=16, traces=True, type_weight=0.5, gap_weight=0.25)
+    config = FitConfig(
+        dims=8, hidden=16, traces=True, type_weight=0.5, gap_weight=0.25, popularity_discount=0.0
+    )
     return replace(resolve(config, to_events(columns)), **changes)
 
 
@@ -84,6 +86,25 @@ def test_the_loss_is_the_cross_entropy_of_what_predict_says(network: SequenceNet
     assert float(learned.total(losses)) == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("negatives", [0, 50_000])
+def test_a_discount_of_popularity_is_learned_beside_the_score(
+    network: SequenceNetwork, negatives: int
+) -> None:
+    batch = batch_of([2, 0, 5], [3])
+    learned = learner(network, popularity_discount=0.5, negatives=negatives)
+    with torch.no_grad():
+        found = learned(batch).items
+        items = learned.space.items()
+    history = history_batch(
+        items[[2, 0, 5]].numpy(), np.ones(3, np.bool_), np.zeros(3, np.int64),
+        np.zeros(3, np.int64), np.array([3]), has_times=False,
+    )  # fmt: skip
+    scores = torch.from_numpy(network.predict(history).queries[0]) @ items[WARM].T
+    beside = scores + 0.5 * torch.from_numpy(np.log1p(POPULARITY[WARM]))
+    expected = -torch.log_softmax(beside, 0)[2]
+    assert float(found) == pytest.approx(float(expected), abs=0.02 if negatives == 0 else 0.5)
+
+
 def test_texts_stand_where_there_is_no_item(network: SequenceNetwork) -> None:
     learned = learner(network)
     with torch.no_grad():
@@ -124,10 +145,11 @@ def test_the_fast_cross_entropy_has_the_gradients_of_the_plain_one(
     row = torch.tensor([0, 0, 0, 1, 3, 3, 4, 7, 8, 9, 10])  # 2, 5 and 6 have no line
     target = torch.tensor([4, 4, 29, 0, 1, 2, 3, 4, 5, 6, 7])
     weight = torch.rand(11, generator=rng) + 0.1
+    bias = torch.randn(30, generator=rng)
     found, plain = ([queries.clone().requires_grad_(), items.clone().requires_grad_()]
                     for _ in range(2))  # fmt: skip
-    loss = full_cross_entropy(found[0], found[1], row, target, weight)
-    log_softmax = torch.log_softmax(plain[0] @ plain[1].T, 1)
+    loss = full_cross_entropy(found[0], found[1], bias, row, target, weight)
+    log_softmax = torch.log_softmax(plain[0] @ plain[1].T + bias, 1)
     expected = -(log_softmax[row, target] * weight).sum() / weight.sum()
     (2 * loss).backward()  # type: ignore[no-untyped-call]
     (2 * expected).backward()  # type: ignore[no-untyped-call]
