@@ -241,7 +241,7 @@ def peer(name: str, cache: Path) -> Peer:
         say(f"making the environment of {name} in {folder}")
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = ["-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         subprocess.run([python, *install, "-r", requirements], check=True, stdout=sys.stderr)
         ready.touch()
     return Peer(name, python)
