@@ -22,9 +22,6 @@ STEPS = np.exp(np.arange(-6, 7) * 0.1)
 
 SWEEPS = 3
 
-ACCURACY_LOSS = 0.001
-"""That weights may cost at most: they buy macro-F1, the dear part of which costs far more."""
-
 
 def plain(types: int) -> Rule:
     """The trees' own probabilities, and the most probable type."""
@@ -109,7 +106,7 @@ def calibrate(scores: Floats, true: Ints) -> Rule:
 def weigh(rule: Rule, probabilities: Floats, true: Ints) -> Rule:
     """The rule with the weights of the largest macro-F1, one type at a time.
 
-    Accuracy is at most ACCURACY_LOSS below that of the most probable types.
+    Accuracy is no lower than that of the most probable types.
     """
     types = probabilities.shape[1]
     weights = np.ones(types)
@@ -121,7 +118,7 @@ def weigh(rule: Rule, probabilities: Floats, true: Ints) -> Rule:
                 trial = weights.copy()
                 trial[code] = step
                 right, found = quality((probabilities * trial).argmax(axis=1), true, types)
-                if found > best and right >= accuracy - ACCURACY_LOSS:
+                if found > best and right >= accuracy:
                     best, weights = found, trial
         if best == before:
             break

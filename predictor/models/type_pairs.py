@@ -37,7 +37,6 @@ def pair_features(
         table: for the items' vectors.
     """
     groups = {
-        "item": columns_of(seen.expected, seen.popularity),
         "additive": _additive(view, row, seen),
         "own": _own(view, row, item),
     }

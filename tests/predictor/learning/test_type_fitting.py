@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -127,9 +129,9 @@ def test_large_data_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     trees = type_fitting._trees
 
-    def counted(features: Floats, *others: object) -> object:
-        seen.append(len(features))
-        return trees(features, *others)  # type: ignore[arg-type]
+    def counted(learn: type_fitting._Table, *others: Any) -> tuple[str, int, Floats]:
+        seen.append(len(learn.true))
+        return trees(learn, *others)
 
     monkeypatch.setattr(type_fitting, "_trees", counted)
     assert fitted().next_type is not None
