@@ -30,20 +30,21 @@ TYPE_COLUMNS = (
 )
 
 PARTS = {
-    "sequence": "sequence model",
-    "ranker": "ranker",
-    "type_model": "type model",
-    "item_type_model": "type-given-item model",
+    "ranker": ("ranker", "ndcg_at_10", "NDCG@10"),
+    "type_model": ("type model", "log_loss", "log loss"),
+    "item_type_model": ("type-given-item model", "log_loss", "log loss"),
 }
-"""What may be on or off in a version, as the keys of the report's `parts`."""
+"""The parts beside the sequence model: name, and the measure by which validation decided."""
 
-EXPLAINED = {
-    "items": "Every item of the catalogue is ranked, none is sampled; an item that scores the same "
-    "as the target counts against it. hits@10 is hits over min(10, items of the basket); cold "
-    "items have no event in training.",
-    "types": "Averages over types weigh each type alike. MSE is the squared distance to what came, "
-    "summed over types; the calibration error is that of the most probable type, in 15 groups.",
-}
+ITEMS_EXPLAINED = (
+    "Every item of the catalogue is ranked, none is sampled; an item that scores the same as the "
+    "target counts against it. hits@10 is hits over min(10, items of the basket); cold items have "
+    "no event in training."
+)
+TYPES_EXPLAINED = (
+    "Averages over types weigh each type alike. MSE is the squared distance to what came, summed "
+    "over types; the calibration error is that of the most probable type, in 15 groups."
+)
 
 FEW_CONTEXTS = 1_000
 """Below this many measured predictions one standard error of a hit rate may reach 0.016."""
@@ -56,8 +57,8 @@ def model_card(config: Report, report: Report, lineage: Report) -> str:
 
     Args:
         config: config.json.
-        report: metrics.json: protocol; items and types, each from method to metrics, the
-            version's own method first; parts, from their names to whether they are on.
+        report: metrics.json: protocol; parts, each with `on` and the measures that decided; items,
+            types and known_item_types, each from method to metrics, the version's own first.
         lineage: lineage.json.
     """
     version = _text(config.get("version", "unnamed"))
@@ -68,10 +69,16 @@ def model_card(config: Report, report: Report, lineage: Report) -> str:
         _section("Data", _data(report, lineage)),
         _section("Parts", _parts(config, report)),
         *(
-            _section(title, _measures(report[key], columns, EXPLAINED[key]))
-            for title, key, columns in (
-                ("Next items", "items", ITEM_COLUMNS),
-                ("Next behavior type", "types", TYPE_COLUMNS),
+            _section(title, _measures(report[key], columns, explained))
+            for title, key, columns, explained in (
+                ("Next items", "items", ITEM_COLUMNS, ITEMS_EXPLAINED),
+                ("Next behavior type", "types", TYPE_COLUMNS, TYPES_EXPLAINED),
+                (
+                    "Behavior type of a known item",
+                    "known_item_types",
+                    TYPE_COLUMNS,
+                    TYPES_EXPLAINED,
+                ),
             )
             if report.get(key)
         ),
@@ -127,13 +134,7 @@ def _data(report: Report, lineage: Report) -> str:
 
 
 def _parts(config: Report, report: Report) -> str:
-    on = report.get("parts") or config.get("parts")
-    lines = []
-    if isinstance(on, Mapping):
-        lines += [
-            f"{PARTS.get(name, _label(name))}: {'on' if used else 'off'}"
-            for name, used in on.items()
-        ]
+    lines = [_part(name, about) for name, about in report.get("parts", {}).items()]
     encoder = config.get("encoder")
     if isinstance(encoder, Mapping) and encoder.get("name"):
         lines.append(
@@ -147,6 +148,16 @@ def _parts(config: Report, report: Report) -> str:
     if types := config.get("behavior_types"):
         lines.append("behavior types: " + ", ".join(_code(name) for name in types))
     return _list(lines)
+
+
+def _part(name: str, about: Report) -> str:
+    """A part: whether it is on, and the measures with and without it that decided."""
+    title, key, measure = PARTS.get(name, (_label(name), "", ""))
+    line = f"{title}: {'on' if about.get('on') else 'off'}"
+    own, without = (about.get(side, {}).get(key) for side in ("validation", "without"))
+    if own is None or without is None:
+        return line
+    return f"{line} (validation {measure} {_number(own)} with it, {_number(without)} without)"
 
 
 def _measures(

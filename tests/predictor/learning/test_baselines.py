@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -87,7 +89,9 @@ def test_repeat_last_and_markov_look_at_the_last_type(train: Events) -> None:
 DAY = 86_400_000_000
 
 
-def history(rows: list[tuple[str, float, int]], *, times: bool = True, items: int = 6) -> Events:
+def history(
+    rows: Sequence[tuple[str, float, int]], *, times: bool = True, items: int = 6
+) -> Events:
     """Events (user, day, item); without times in the order of the rows."""
     users = sorted({user for user, _, _ in rows})
     nothing = np.zeros(len(rows), np.int64)

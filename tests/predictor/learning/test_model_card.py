@@ -22,7 +22,10 @@ CONFIG: dict[str, Any] = {
 }
 REPORT: dict[str, Any] = {
     "protocol": {"split": "time", "test_share": 0.2, "train_events": 12_345, "catalogue": 678},
-    "parts": {"ranker": True, "type_model": False},
+    "parts": {
+        "ranker": {"on": True, "validation": {"ndcg_at_10": 0.2}, "without": {"ndcg_at_10": 0.1}},
+        "type_model": {"on": False},
+    },
     "items": {
         "model": {
             "hits_at_10": 0.2, "ndcg_at_10": 0.15, "calibration_ratio": 0.97, "contexts": 400,
@@ -35,6 +38,7 @@ REPORT: dict[str, Any] = {
         "model": {"accuracy": 0.7, "ece": 0.011, "roc_auc": None, "lines": 400, "unknown_types": 3},
         "majority": {"accuracy": 0.5, "ece": 0.02, "roc_auc": None, "lines": 400},
     },
+    "known_item_types": {"model": {"accuracy": 0.75, "lines": 400}},
 }  # fmt: skip
 LINEAGE: dict[str, Any] = {
     "data": {"events": "events.csv", "events_sha256": "ab12"},
@@ -52,14 +56,15 @@ def test_a_card_says_what_was_measured_beside_the_baselines() -> None:
     assert card.startswith("# Model card: shop-1\n")
     headings = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert headings == [
-        "Intended use", "Data", "Parts", "Next items", "Next behavior type", "Training",
-        "Known limits",
+        "Intended use", "Data", "Parts", "Next items", "Next behavior type",
+        "Behavior type of a known item", "Training", "Known limits",
     ]  # fmt: skip
     assert "| **model** | **0.2000** | **0.1500** | **0.1000** | **0.9700** |" in card
     assert "| item knn | 0.1000 | 0.1600 | - | - |" in card
     assert "- events sha256: `ab12`" in card
     assert "- train events: 12,345" in card
-    assert "- ranker: on\n- type model: off" in card
+    assert "- ranker: on (validation NDCG@10 0.2000 with it, 0.1000 without)\n" in card
+    assert "- type model: off\n" in card
     assert "- seconds, evaluation included: 61.3" in card
     assert "- peak memory: 3,072 MiB" in card
     assert "are left out unless a request says otherwise" in card
