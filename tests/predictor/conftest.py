@@ -110,7 +110,9 @@ def embedder(catalogue_embedder: ServiceProcess) -> Iterator[embedder_grpc.Embed
 
 
 def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: Any) -> Path:
-    """Writes a version with random weights; `seed` and any field of its config may be given."""
+    """Writes a version with random weights; `seed`, learned `parts` by name and any field of its
+    config may be given."""
+    parts: dict[str, Any] = changes.pop("parts", {})
     seed = changes.pop("seed", 1)
     item_ids: Sequence[str] = changes.pop("item_ids", tuple(CATALOGUE))
     config = VersionConfig(
@@ -155,6 +157,7 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         np.arange(len(ids)),
         rng.standard_normal((len(ids), config.dims)).astype(np.float32) * 0.3,
         Golden(golden, probabilities, outputs.queries),
+        **parts,
         reports={"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}, "lineage.json": {}},
     )
     write(directory, version, {})
@@ -212,7 +215,7 @@ def register(tmp_path: Path, register_in: Callable[[Path, Path], None]) -> Calla
     return lambda directory: register_in(directory, tmp_path / "data")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def catalogue() -> dict[str, str]:
     """Id and text of each item of the catalogue's embedder."""
     return dict(CATALOGUE)
