@@ -367,8 +367,9 @@ class ScoredItem:
     interest_score: float
     """For ranking: higher is better; comparable within one response only."""
     probability: float
-    """That the next item is this one, given that it is one of the `Prediction.candidates` best;
-    0 where the method gives none."""
+    """That the item is in the user's next basket (without timestamps: that it is the next one),
+    calibrated; with an allow list and in a ranking as if no other items existed; 0 where the method
+    gives none."""
     method: Method
     behavior_types: tuple[BehaviorTypeProbability, ...] = ()
     """In a Rank, of a model that has learned it: what the user would do with this item, most
@@ -390,7 +391,7 @@ class Prediction:
     shortfall_reason: ShortfallReason | None
     """Why there are fewer items than k; None: there are k."""
     candidates: int
-    """Size of the set over which the items' probabilities sum to 1."""
+    """Items that the model compared for this answer."""
     missing_ids: tuple[str, ...]
     """Items that the request names and that do not exist."""
     pending_texts: int

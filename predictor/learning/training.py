@@ -19,9 +19,10 @@ from foretell.errors import InvalidArgumentError
 from predictor.learning import calibration, evaluation
 from predictor.learning.answers import answer
 from predictor.learning.comparison import compare
-from predictor.learning.data import Targets, history_of, repeat_share
+from predictor.learning.data import Events, Targets, history_of, repeat_share
 from predictor.learning.evaluation import REPEATS, Space
 from predictor.learning.fitting import FitConfig
+from predictor.learning.model_card import model_card
 from predictor.learning.parts import with_parts
 from predictor.learning.sequence_fitting import FittedSequence, fit_sequence
 from predictor.learning.sources import Dataset
@@ -98,13 +99,15 @@ def train(
     if not dataset.events.has_items:
         report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
         report["next_type"] = own_text.next_type(version, fitted.space, part, report["types"])
+    lineage = _lineage(dataset, fitted, begin)
     reports = {
         "metrics.json": report,
         "history.json": [asdict(epoch) for epoch in fitted.curve],
-        "lineage.json": _lineage(dataset, fitted, begin),
+        "lineage.json": lineage,
     }
     version = replace(version, reports=reports)
-    model_dir.write(out, version, drawing.draw(found, dataset, fitted.curve))
+    card = model_card(version.config.model_dump(), report, lineage)
+    model_dir.write(out, version, card, drawing.draw(found, dataset, fitted.curve))
     return Trained(name, out, report)
 
 
@@ -182,6 +185,9 @@ def describe(part: Split, protocol: Protocol, *, exclude_history: bool) -> dict[
     return {
         **asdict(protocol),
         "split": part.kind,
+        "first_event": _moment(part.train, 0),
+        "last_event": _moment(part.train, -1),
+        "users": len(np.unique(part.train.user)),
         "train_events": len(part.train),
         "validation_contexts": len(part.validation),
         "test_contexts": len(part.test),
@@ -190,6 +196,14 @@ def describe(part: Split, protocol: Protocol, *, exclude_history: bool) -> dict[
         "history_filtered": exclude_history,
         "ranking": "full catalogue, ties count against the target",
     }
+
+
+def _moment(events: Events, at: int) -> str | None:
+    """When the first (0) or last (-1) event was; None without times."""
+    if not events.has_times:
+        return None
+    microseconds = int(np.sort(events.timestamp)[at])
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC).isoformat(timespec="seconds")
 
 
 def _golden(targets: Targets, space: Space, history_length: int) -> HistoryBatch:

@@ -9,7 +9,7 @@
     items.safetensors       `warm` (rows,) int64 positions in items.json, `residuals` (rows, dims)
     ranker/  type_model/  item_type_model/   the files() of these parts, where there are any
     golden.safetensors      a few histories with the answers expected of the network
-    metrics.json  lineage.json  history.json  plots/*.png
+    metrics.json  lineage.json  history.json  card.md  plots/*.png
 
 Everything is safetensors or JSON, nothing is pickled: a directory from a stranger can be wrong but
 runs no code. `load` checks the format number, every sha256 and all shapes.
@@ -85,8 +85,14 @@ def check_absent(directory: Path) -> None:
         )
 
 
-def write(directory: Path, version: Version, plots: Mapping[str, bytes]) -> None:
-    """Writes a version directory with its plots (PNG by name); it appears whole or not at all.
+def write(directory: Path, version: Version, card: str, plots: Mapping[str, bytes]) -> None:
+    """Writes a version directory; it appears whole or not at all.
+
+    Args:
+        directory: its name is the version's.
+        version: what answers, and its reports.
+        card: for people, in Markdown.
+        plots: PNG by name.
 
     Raises:
         InvalidArgumentError: the directory exists.
@@ -96,16 +102,16 @@ def write(directory: Path, version: Version, plots: Mapping[str, bytes]) -> None
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write_files(temporary, version, plots)
+        extra = {f"plots/{name}": png for name, png in plots.items()}
+        _write_files(temporary, version, {"card.md": card.encode(), **extra})
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync(directory.parent)
 
 
-def _write_files(directory: Path, version: Version, plots: Mapping[str, bytes]) -> None:
-    files = _contents(version)
-    files |= {f"plots/{name}": png for name, png in plots.items()}
+def _write_files(directory: Path, version: Version, extra: Mapping[str, bytes]) -> None:
+    files = {**_contents(version), **extra}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     config = version.config.model_copy(update={"files": hashes})
     files["config.json"] = (config.model_dump_json(indent=2) + "\n").encode()

@@ -192,7 +192,7 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
             reports={"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}},
         )
         directory = folder / f"version-{next(_numbers)}"
-        model_dir.write(directory, made, {})
+        model_dir.write(directory, made, "", {})
         database = open_database(data)
         try:
             registry.register(database, data, directory)

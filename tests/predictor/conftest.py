@@ -160,7 +160,7 @@ def tiny_version(directory: Path, name: str, encoder: EncoderConfig, **changes: 
         **parts,
         reports={"metrics.json": {"types": {"foretell": {"accuracy": 0.5}}}, "lineage.json": {}},
     )
-    write(directory, version, {})
+    write(directory, version, "", {})
     return directory
 
 

@@ -166,7 +166,6 @@ def test_a_stored_user_gets_what_the_version_says(
     np.testing.assert_allclose(
         [item.interest_score for item in answer.items], scores[:5], rtol=1e-3, atol=1e-3
     )
-    # The probabilities are over the `candidates` best.
     assert answer.candidates == version.config.candidates == 20
     probabilities = version.item_probabilities(scores[None, :20])[0]
     np.testing.assert_allclose(

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import lightgbm
@@ -42,7 +42,7 @@ def trees(columns: int, classes: int = 1, names: tuple[str, ...] = ()) -> str:
     rng = np.random.default_rng(columns)
     table = rng.standard_normal((400, columns))
     label = rng.integers(0, max(2, classes), 400)
-    parameters = {"verbose": -1, "num_threads": 1, "min_data_in_leaf": 5, "seed": 1}
+    parameters: dict[str, Any] = {"verbose": -1, "num_threads": 1, "min_data_in_leaf": 5, "seed": 1}
     if classes > 1:
         parameters |= {"objective": "multiclass", "num_class": classes}
     data = lightgbm.Dataset(table, label, feature_name=list(names) or "auto")
@@ -72,7 +72,7 @@ def type_models(items: int) -> tuple[TypeModel, ItemTypeModel]:
         rng.integers(0, 9, (items, 3)).astype(np.float32),
         rng.dirichlet(np.ones(3), items).astype(np.float32),
         np.array([0.5, 0.3, 0.2], np.float32),
-        rng.standard_normal((items, 4)).astype(np.float16) / 2,
+        (rng.standard_normal((items, 4)) / 2).astype(np.float16),
     )
     rule = Rule(0.8, (0.1, 0.0, -0.2), (1.0, 1.5, 2.0))
     one = np.zeros(1, np.int64)

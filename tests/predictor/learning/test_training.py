@@ -109,6 +109,7 @@ def test_the_directory_is_a_version_that_answers(
     assert version.reports["metrics.json"]["items"] == report["items"]
     for name in ("training", "confusion_matrix", "roc"):
         assert (path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "Model card: first" in (path / "card.md").read_text()
     lineage = json.loads((path / "lineage.json").read_text())
     assert lineage["data"]["events"] == "events.csv"
     assert lineage["seconds"] > 0

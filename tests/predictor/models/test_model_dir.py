@@ -74,7 +74,7 @@ PLOTS = {"roc.png": b"not really a picture"}
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    model_dir.write(tmp_path / "v1", trained("v1"), PLOTS)
+    model_dir.write(tmp_path / "v1", trained("v1"), "# Card", PLOTS)
     return tmp_path / "v1"
 
 
@@ -85,6 +85,7 @@ def test_what_is_written_is_read_back(directory: Path) -> None:
     assert version.item_ids == expected.item_ids
     assert np.array_equal(version.residuals, expected.residuals)
     assert version.reports == expected.reports
+    assert (directory / "card.md").read_text() == "# Card"
     assert (directory / "plots" / "roc.png").read_bytes() == b"not really a picture"
     text = np.ones((1, COLS), np.float32)
     applied = version.projection.apply(text, texts=["fine tea"])
@@ -99,7 +100,7 @@ def test_what_is_written_is_read_back(directory: Path) -> None:
 
 
 def test_a_version_without_items(tmp_path: Path) -> None:
-    model_dir.write(tmp_path / "types", trained("types", has_items=False), PLOTS)
+    model_dir.write(tmp_path / "types", trained("types", has_items=False), "# Card", PLOTS)
     version = model_dir.load(tmp_path / "types")
     assert version.item_ids == ()
     assert version.residuals.shape == (0, DIMS)
@@ -117,14 +118,14 @@ def test_nothing_is_left_of_a_writing_that_failed(tmp_path: Path) -> None:
     broken = trained("v1")
     broken.reports["metrics.json"]["value"] = float("nan")  # no JSON
     with pytest.raises(ValueError, match="JSON"):
-        model_dir.write(tmp_path / "v1", broken, PLOTS)
+        model_dir.write(tmp_path / "v1", broken, "# Card", PLOTS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_directory_is_not_overwritten(directory: Path) -> None:
     before = (directory / "config.json").read_bytes()
     with pytest.raises(InvalidArgumentError, match="exists already"):
-        model_dir.write(directory, trained("v1"), PLOTS)
+        model_dir.write(directory, trained("v1"), "# Card", PLOTS)
     assert (directory / "config.json").read_bytes() == before
 
 
@@ -141,7 +142,7 @@ def test_names_of_collections_fit_the_limit() -> None:
 FILES = [
     "weights.safetensors", "projection.safetensors", "terms.safetensors", "terms.json",
     "items.safetensors", "items.json",
-    "golden.safetensors", "metrics.json", "lineage.json", "plots/roc.png",
+    "golden.safetensors", "metrics.json", "lineage.json", "plots/roc.png", "card.md",
 ]  # fmt: skip
 
 

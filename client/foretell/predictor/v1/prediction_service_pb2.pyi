@@ -242,9 +242,9 @@ class ScoredItem(_message.Message):
     without a ranker. Of a fallback: see Method.
     """
     probability: _builtins.float
-    """That the next item is this one, given that it is one of the
-    Prediction.candidates best; calibrated on validation data. 0 where the
-    method gives none.
+    """That the item is in the user's next basket (without timestamps: that it is
+    the next one), calibrated on validation data. With an allow list and in a
+    Rank as if no other items existed. 0 where the method gives none.
     """
     method: Global___Method.ValueType
     """What made it: the method that answered, which for some items of an answer
@@ -297,7 +297,7 @@ class Prediction(_message.Message):
     shortfall_reason: Global___ShortfallReason.ValueType
     """Why there are fewer items than k."""
     candidates: _builtins.int
-    """Size of the candidate set over which ScoredItem.probability sums to 1."""
+    """Items that the model compared for this answer."""
     pending_texts: _builtins.int
     """Events of the history whose text has no vector yet: they count by type and
     time alone.
