@@ -1,0 +1,94 @@
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from bench import stored
+from bench.stored import Stored
+from foretell.importing import EventColumns
+from predictor.learning.data import to_events
+from predictor.learning.splits import Protocol, split
+from predictor.models.pairs import Pairs
+
+ITEMS = 40
+
+
+class FakeRanker:
+    """Adds some items of its own to what was found, and remembers what it scored."""
+
+    recipe = SimpleNamespace(searched=10)
+
+    def __init__(self) -> None:
+        self.scored: list[Pairs] = []
+
+    def candidates(self, histories: Any, searched: Pairs) -> Pairs:
+        assert len(searched) == 10
+        return searched | Pairs.of(np.zeros(3, np.int64), np.array([0, 1, 2]))
+
+    def score(
+        self, histories: Any, pairs: Pairs, scores: Any, vectors: Callable[[Any], Any]
+    ) -> Any:
+        assert len(histories.lengths) == 1
+        # The scores are those of the model, and the vectors those of the items.
+        assert np.allclose(vectors(pairs.item) @ np.ones(2, np.float32), scores)
+        self.scored.append(pairs)
+        return scores
+
+
+def answered(chosen: list[int], true: list[int]) -> Stored:
+    """Two users without items, whose last events are of the `true` types; `chosen` is named."""
+    count = len(true)
+    columns = EventColumns(
+        ["a", "b"], ["x", "y"], [], ["t"],
+        user=np.arange(2 * count) % 2, behavior_type=np.append(np.zeros(count), true).astype(int),
+        item=np.full(2 * count, -1), text=np.zeros(2 * count, int),
+        timestamp=np.arange(2 * count),
+    )  # fmt: skip
+    part = split(to_events(columns), Protocol("every", test_from=count, validation_from=count // 2))
+    order = np.lexsort((np.arange(count), np.arange(count) % 2))  # by user, then time
+    answers = SimpleNamespace(chosen_types=np.array(chosen)[order])
+    return Stored(part, cast(Any, answers))
+
+
+def ranked(ranker: FakeRanker | None) -> Stored:
+    rng = np.random.default_rng(0)
+    columns = EventColumns(
+        [f"u{n}" for n in range(5)], ["view"], [f"i{n}" for n in range(ITEMS)], [],
+        user=np.repeat(np.arange(5), 6), behavior_type=np.zeros(30, int),
+        item=rng.integers(ITEMS, size=30), text=np.full(30, -1), timestamp=None,
+    )  # fmt: skip
+    part = split(to_events(columns), Protocol("leave-one-out"))
+    items = rng.normal(size=(ITEMS, 2)).astype(np.float32)
+    answers = SimpleNamespace(
+        version=SimpleNamespace(ranker=ranker),
+        space=SimpleNamespace(items=items),
+        found=SimpleNamespace(queries=np.ones((5, 2), np.float32)),
+    )
+    return Stored(part, cast(Any, answers))
+
+
+@pytest.mark.parametrize("candidates", [5, 13, 30])
+def test_the_ranker_is_timed_on_so_many_candidates(candidates: int) -> None:
+    ranker = FakeRanker()
+    taken = stored.ranker_ms(ranked(ranker), candidates)
+    assert taken is not None
+    assert taken > 0
+    assert [len(pairs) for pairs in ranker.scored] == [candidates] * 5
+
+
+def test_there_is_no_time_without_a_ranker_or_so_many_items() -> None:
+    assert stored.ranker_ms(ranked(None), 10) is None
+    assert stored.ranker_ms(ranked(FakeRanker()), ITEMS + 1) is None
+
+
+def test_types_are_compared_with_those_of_a_baseline_user_by_user() -> None:
+    # Training knows type x alone as the usual one; the version is right in all but one of ten.
+    true = [0, 1] * 5
+    chosen = [*true[:-1], 0]
+    figures = stored.types_over(answered(chosen, true), "majority")
+    assert figures["type_accuracy_over_majority_mean"] == pytest.approx(0.9 - 0.5)
+    low, high = (figures[f"type_accuracy_over_majority_{end}"] for end in ("low", "high"))
+    # User a has only x: nothing to gain; user b only y: four of five.
+    assert (low, high) == (pytest.approx(0.0), pytest.approx(0.8))
