@@ -50,6 +50,8 @@ class RegisteredModel:
     repeats: str
     """allowed or excluded."""
     metrics: dict[str, float]
+    parts: list[str]
+    """Beside the sequence model."""
     published: bool
     """Whether its collections were complete in the embedder once."""
 
@@ -67,6 +69,7 @@ class RegisteredModel:
                 else prediction_service_pb2.REPEATS_ALLOWED
             ),
             metrics=self.metrics,
+            parts=self.parts,
         )
         message.registered_at.FromMicroseconds(self.registered_us)
         return message
@@ -125,6 +128,7 @@ def register(db: Database, data_dir: Path, directory: Path) -> str:
         "behavior_types": list(config.behavior_types),
         "items": len(version.item_ids),
         "repeats": config.repeats,
+        "parts": [name for name in model_dir.PARTS if getattr(version, name) is not None],
         "metrics": _own_metrics(version.reports["metrics.json"]),
     }
     row = (config.version, time.time_ns() // 1_000, files, json.dumps(model))

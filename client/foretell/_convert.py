@@ -375,6 +375,7 @@ def model_from_proto(message: model_service_pb2.Model) -> types.Model:
         items=message.items,
         repeats=_REPEATS.get(message.repeats),
         metrics=dict(message.metrics),
+        parts=tuple(message.parts),
     )
 
 

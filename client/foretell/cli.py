@@ -264,9 +264,16 @@ def _models(client: Client, options: argparse.Namespace) -> int:
         if not token:
             break
     text = table(
-        ("version", "active", "type", "registered", "behavior types", "items"),
+        ("version", "active", "model", "registered", "behavior types", "items"),
         [
-            (m.version, m.active, m.model_type, m.registered_at, len(m.behavior_types), m.items)
+            (
+                m.version,
+                m.active,
+                " + ".join((m.model_type, *m.parts)),
+                m.registered_at,
+                len(m.behavior_types),
+                m.items,
+            )
             for m in models
         ],
     )

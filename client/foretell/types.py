@@ -423,6 +423,7 @@ class Model:
 
     version: str
     model_type: str
+    """The encoder of its sequence model."""
     active: bool
     """Whether it answers now."""
     registered_at: datetime
@@ -430,11 +431,13 @@ class Model:
     behavior_types: tuple[str, ...]
     """Those it knows."""
     items: int
-    """Items with a residual of their own; 0: it predicts types only."""
+    """Items of the catalogue at training; 0: it predicts types only."""
     repeats: Repeats | None
     """What `PredictionQuery.repeats` of None means with it."""
     metrics: Mapping[str, float]
     """Its evaluation when it was trained."""
+    parts: tuple[str, ...] = ()
+    """What it has beside the sequence model: ranker, type_model, item_type_model."""
 
 
 @dataclass(frozen=True, slots=True)

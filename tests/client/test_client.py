@@ -171,9 +171,10 @@ MODEL = model_pb.Model(
     items=3,
     repeats=prediction_pb.REPEATS_ALLOWED,
     metrics={"hits@10": 0.5},
+    parts=["ranker"],
 )
 CLIENT_MODEL = foretell.Model(
-    "v", "lstm", True, MOMENT, ("buy",), 3, foretell.Repeats.ALLOWED, {"hits@10": 0.5}
+    "v", "lstm", True, MOMENT, ("buy",), 3, foretell.Repeats.ALLOWED, {"hits@10": 0.5}, ("ranker",)
 )
 PREDICTION = prediction_pb.Prediction(
     behavior_types=[prediction_pb.BehaviorTypeProbability(behavior_type="buy", probability=1)],

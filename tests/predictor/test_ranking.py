@@ -223,6 +223,11 @@ def test_items_are_those_of_the_ranker_in_its_order(predictor: "Stubs", offline:
     assert not answer.fallback_reason
 
 
+def test_the_parts_are_listed(predictor: "Stubs") -> None:
+    (model,) = predictor.models.ListModels(model_pb.ListModelsRequest()).models
+    assert list(model.parts) == ["ranker", "type_model", "item_type_model"]
+
+
 def test_many_users_at_once_get_what_each_gets_alone(predictor: "Stubs", offline: Offline) -> None:
     queries = [pb.PredictionQuery(user_id=user, k=4) for user in ("ann", "bob", "nobody", "ann")]
     together = predictor.predictions.PredictMany(pb.PredictManyRequest(queries=queries))

@@ -26,7 +26,7 @@ from foretell.predictor.v1 import prediction_service_pb2 as foretell_dot_predict
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)foretell/predictor/v1/model_service.proto\x12\x15\x66oretell.predictor.v1\x1a.foretell/predictor/v1/prediction_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x02\n\x05Model\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x31\n\rregistered_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x62\x65havior_types\x18\x05 \x03(\t\x12\r\n\x05items\x18\x06 \x01(\x04\x12/\n\x07repeats\x18\x07 \x01(\x0e\x32\x1e.foretell.predictor.v1.Repeats\x12:\n\x07metrics\x18\x08 \x03(\x0b\x32).foretell.predictor.v1.Model.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.foretell.predictor.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x14\x41\x63tivateModelRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"^\n\x15\x41\x63tivateModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.foretell.predictor.v1.Model\x12\x18\n\x10previous_version\x18\x02 \x01(\t\"9\n\x12\x44\x65leteModelRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"\x10\n\x0eGetInfoRequest\"\xb0\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x04\x12\r\n\x05users\x18\x04 \x01(\x04\x12\x15\n\rpending_texts\x18\x05 \x01(\x04\x12\x18\n\x10\x65mbedder_address\x18\x06 \x01(\t\x12\x1a\n\x12\x65mbedder_available\x18\x07 \x01(\x08\x12\r\n\x05items\x18\x08 \x01(\x04\x12H\n\tlibraries\x18\t \x03(\x0b\x32\x35.foretell.predictor.v1.GetInfoResponse.LibrariesEntry\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x9d\x03\n\x0cModelService\x12\x61\n\nListModels\x12(.foretell.predictor.v1.ListModelsRequest\x1a).foretell.predictor.v1.ListModelsResponse\x12j\n\rActivateModel\x12+.foretell.predictor.v1.ActivateModelRequest\x1a,.foretell.predictor.v1.ActivateModelResponse\x12\x64\n\x0b\x44\x65leteModel\x12).foretell.predictor.v1.DeleteModelRequest\x1a*.foretell.predictor.v1.DeleteModelResponse\x12X\n\x07GetInfo\x12%.foretell.predictor.v1.GetInfoRequest\x1a&.foretell.predictor.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)foretell/predictor/v1/model_service.proto\x12\x15\x66oretell.predictor.v1\x1a.foretell/predictor/v1/prediction_service.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n\x05Model\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x31\n\rregistered_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x62\x65havior_types\x18\x05 \x03(\t\x12\r\n\x05items\x18\x06 \x01(\x04\x12/\n\x07repeats\x18\x07 \x01(\x0e\x32\x1e.foretell.predictor.v1.Repeats\x12:\n\x07metrics\x18\x08 \x03(\x0b\x32).foretell.predictor.v1.Model.MetricsEntry\x12\r\n\x05parts\x18\t \x03(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.foretell.predictor.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x14\x41\x63tivateModelRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"^\n\x15\x41\x63tivateModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.foretell.predictor.v1.Model\x12\x18\n\x10previous_version\x18\x02 \x01(\t\"9\n\x12\x44\x65leteModelRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"\x10\n\x0eGetInfoRequest\"\xb0\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x04\x12\r\n\x05users\x18\x04 \x01(\x04\x12\x15\n\rpending_texts\x18\x05 \x01(\x04\x12\x18\n\x10\x65mbedder_address\x18\x06 \x01(\t\x12\x1a\n\x12\x65mbedder_available\x18\x07 \x01(\x08\x12\r\n\x05items\x18\x08 \x01(\x04\x12H\n\tlibraries\x18\t \x03(\x0b\x32\x35.foretell.predictor.v1.GetInfoResponse.LibrariesEntry\x1a\x30\n\x0eLibrariesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x9d\x03\n\x0cModelService\x12\x61\n\nListModels\x12(.foretell.predictor.v1.ListModelsRequest\x1a).foretell.predictor.v1.ListModelsResponse\x12j\n\rActivateModel\x12+.foretell.predictor.v1.ActivateModelRequest\x1a,.foretell.predictor.v1.ActivateModelResponse\x12\x64\n\x0b\x44\x65leteModel\x12).foretell.predictor.v1.DeleteModelRequest\x1a*.foretell.predictor.v1.DeleteModelResponse\x12X\n\x07GetInfo\x12%.foretell.predictor.v1.GetInfoRequest\x1a&.foretell.predictor.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,27 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFORESPONSE_LIBRARIESENTRY']._loaded_options = None
   _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_options = b'8\001'
   _globals['_MODEL']._serialized_start=150
-  _globals['_MODEL']._serialized_end=457
-  _globals['_MODEL_METRICSENTRY']._serialized_start=411
-  _globals['_MODEL_METRICSENTRY']._serialized_end=457
-  _globals['_LISTMODELSREQUEST']._serialized_start=459
-  _globals['_LISTMODELSREQUEST']._serialized_end=517
-  _globals['_LISTMODELSRESPONSE']._serialized_start=519
-  _globals['_LISTMODELSRESPONSE']._serialized_end=610
-  _globals['_ACTIVATEMODELREQUEST']._serialized_start=612
-  _globals['_ACTIVATEMODELREQUEST']._serialized_end=671
-  _globals['_ACTIVATEMODELRESPONSE']._serialized_start=673
-  _globals['_ACTIVATEMODELRESPONSE']._serialized_end=767
-  _globals['_DELETEMODELREQUEST']._serialized_start=769
-  _globals['_DELETEMODELREQUEST']._serialized_end=826
-  _globals['_DELETEMODELRESPONSE']._serialized_start=828
-  _globals['_DELETEMODELRESPONSE']._serialized_end=849
-  _globals['_GETINFOREQUEST']._serialized_start=851
-  _globals['_GETINFOREQUEST']._serialized_end=867
-  _globals['_GETINFORESPONSE']._serialized_start=870
-  _globals['_GETINFORESPONSE']._serialized_end=1174
-  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_start=1126
-  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_end=1174
-  _globals['_MODELSERVICE']._serialized_start=1177
-  _globals['_MODELSERVICE']._serialized_end=1590
+  _globals['_MODEL']._serialized_end=472
+  _globals['_MODEL_METRICSENTRY']._serialized_start=426
+  _globals['_MODEL_METRICSENTRY']._serialized_end=472
+  _globals['_LISTMODELSREQUEST']._serialized_start=474
+  _globals['_LISTMODELSREQUEST']._serialized_end=532
+  _globals['_LISTMODELSRESPONSE']._serialized_start=534
+  _globals['_LISTMODELSRESPONSE']._serialized_end=625
+  _globals['_ACTIVATEMODELREQUEST']._serialized_start=627
+  _globals['_ACTIVATEMODELREQUEST']._serialized_end=686
+  _globals['_ACTIVATEMODELRESPONSE']._serialized_start=688
+  _globals['_ACTIVATEMODELRESPONSE']._serialized_end=782
+  _globals['_DELETEMODELREQUEST']._serialized_start=784
+  _globals['_DELETEMODELREQUEST']._serialized_end=841
+  _globals['_DELETEMODELRESPONSE']._serialized_start=843
+  _globals['_DELETEMODELRESPONSE']._serialized_end=864
+  _globals['_GETINFOREQUEST']._serialized_start=866
+  _globals['_GETINFOREQUEST']._serialized_end=882
+  _globals['_GETINFORESPONSE']._serialized_start=885
+  _globals['_GETINFORESPONSE']._serialized_end=1189
+  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_start=1141
+  _globals['_GETINFORESPONSE_LIBRARIESENTRY']._serialized_end=1189
+  _globals['_MODELSERVICE']._serialized_start=1192
+  _globals['_MODELSERVICE']._serialized_end=1605
 # @@protoc_insertion_point(module_scope)

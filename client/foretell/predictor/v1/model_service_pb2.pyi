@@ -54,14 +54,15 @@ class Model(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Its name."""
     model_type: _builtins.str
-    """Its shape: lstm, ..."""
+    """The encoder of its sequence model: gru, lstm, transformer, ..."""
     active: _builtins.bool
     """Whether it answers now."""
     items: _builtins.int
-    """Items with a residual of their own; 0: it predicts types only."""
+    """Items of the catalogue at training; 0: it predicts types only."""
     repeats: _prediction_service_pb2.Repeats.ValueType
     """What REPEATS_UNSPECIFIED means with it."""
     @_builtins.property
@@ -76,6 +77,10 @@ class Model(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Its evaluation when it was trained: metric name to value."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it has beside the sequence model: ranker, type_model, item_type_model."""
+
     def __init__(
         self,
         *,
@@ -87,10 +92,11 @@ class Model(_message.Message):
         items: _builtins.int = ...,
         repeats: _prediction_service_pb2.Repeats.ValueType = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        parts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["registered_at", b"registered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "behavior_types", b"behavior_types", "items", b"items", "metrics", b"metrics", "model_type", b"model_type", "registered_at", b"registered_at", "repeats", b"repeats", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "behavior_types", b"behavior_types", "items", b"items", "metrics", b"metrics", "model_type", b"model_type", "parts", b"parts", "registered_at", b"registered_at", "repeats", b"repeats", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
