@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,22 @@ def test_the_script_is_told_what_to_do(peer: FakePeer, events: Path) -> None:
 
 def test_the_best_epoch_is_that_of_validation() -> None:
     assert rectools.best([line(1, 60, 0.1), line(2, 60, 0.3), line(3, 60, 0.2)])["epoch"] == 2
+
+
+def test_alone_it_says_what_the_cache_will_have(
+    peer: FakePeer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(harness, "load", lambda: 0.0)
+    (tmp_path / "beauty").mkdir()
+    (tmp_path / "beauty" / "sequences.txt").write_text("1 5 6 7\n")
+    (tmp_path / "beauty" / "titles.tsv").write_text("5\tSoap\n")
+    arguments = ["--data", str(tmp_path), "--cache-dir", str(tmp_path), "--budget-s", "100"]
+    for cached in (0, 1):
+        assert rectools.main(arguments) == 0
+        figures = json.loads(capsys.readouterr().out)["figures"]
+        assert figures["rectools_epoch_s"] == 60
+        assert figures["rectools_recall_at_10"] == 0.6
+        assert figures["rectools_from_cache"] == cached
