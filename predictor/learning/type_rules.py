@@ -17,10 +17,8 @@ FOLDS = 5
 SHRINKAGE = 20.0
 """Lines that it takes to move a bias, or the logarithm of the scale, by about one."""
 
-STEPS = np.exp(np.arange(-6, 7) * 0.1)
-"""Weights that a type may have."""
-
-SWEEPS = 3
+POWERS = np.arange(1, 13) * 0.05
+"""Of types' shares in the weights of the decision; 1 would be balanced accuracy's."""
 
 
 def plain(types: int) -> Rule:
@@ -104,25 +102,22 @@ def calibrate(scores: Floats, true: Ints) -> Rule:
 
 
 def weigh(rule: Rule, probabilities: Floats, true: Ints) -> Rule:
-    """The rule with the weights of the largest macro-F1, one type at a time.
+    """The rule with the weights of the largest macro-F1 that cost no accuracy.
 
-    Accuracy is no lower than that of the most probable types.
+    A type's weight is its share ** -power (Menon et al., 2021, "Long-tail learning via logit
+    adjustment"): one number to choose. A weight of its own for every type gained more macro-F1
+    on the lines it was fitted on, and less on those of other users.
     """
     types = probabilities.shape[1]
-    weights = np.ones(types)
+    counts = np.bincount(true, minlength=types) + 1.0
     accuracy, best = quality(probabilities.argmax(axis=1), true, types)
-    for _ in range(SWEEPS):
-        before = best
-        for code in range(types):
-            for step in STEPS:
-                trial = weights.copy()
-                trial[code] = step
-                right, found = quality((probabilities * trial).argmax(axis=1), true, types)
-                if found > best and right >= accuracy:
-                    best, weights = found, trial
-        if best == before:
-            break
-    return Rule(rule.scale, rule.biases, tuple(map(float, weights)))
+    chosen = np.ones(types)
+    for power in POWERS:
+        weights = (counts / counts.max()) ** -power
+        right, found = quality((probabilities * weights).argmax(axis=1), true, types)
+        if found > best and right >= accuracy:
+            best, chosen = found, weights
+    return Rule(rule.scale, rule.biases, tuple(map(float, chosen)))
 
 
 def quality(chosen: Ints, true: Ints, types: int) -> tuple[float, float]:
