@@ -262,7 +262,7 @@ def _calibration(
     logarithmic: bool = False,
 ) -> bytes:
     figure, axes = _panel()
-    bin_ = equal_mass_bins(predicted, min(BINS, len(predicted)))
+    _, bin_ = np.unique(equal_mass_bins(predicted, min(BINS, len(predicted))), return_inverse=True)
     sizes = np.bincount(bin_)
     mean = np.bincount(bin_, predicted) / sizes
     share = np.bincount(bin_, came) / sizes
@@ -277,7 +277,7 @@ def _calibration(
     axes.plot([low, top], [low, top], color=GREY, label="perfect")
     axes.errorbar(
         mean[shown], share[shown], yerr=1.96 * error[shown], color=COLOURS[0], marker="o",
-        capsize=2, label=f"{len(predicted):,} predictions in {len(sizes)} equal groups,\n95 % "
+        capsize=2, label=f"{len(predicted):,} predictions in {len(sizes)} groups,\n95 % "
         "intervals if independent",
     )  # fmt: skip
     if logarithmic:

@@ -16,7 +16,7 @@ TypeScorer = Callable[[Targets, slice], Floats]
 """From the histories of some contexts to probabilities (rows, behavior types)."""
 
 CALIBRATION_BINS = 15
-"""Of the calibration error, with the same number of lines in each."""
+"""Of the calibration error, with about the same number of lines in each."""
 
 
 def type_metrics(
@@ -116,10 +116,13 @@ def _calibration_gaps(probabilities: Floats, true: Ints) -> tuple[NDArray[np.flo
 
 
 def equal_mass_bins(values: NDArray[np.float64], bins: int) -> Ints:
-    """(n,) which of the bins each value falls into: the same number in each, ascending."""
-    sizes = [len(part) for part in np.array_split(values, bins)]
-    found = np.empty(len(values), np.int64)
-    found[np.argsort(values, kind="stable")] = np.repeat(np.arange(bins), sizes)
+    """(n,) which of the bins each value falls into: about the same number in each, ascending.
+
+    Equal values stay together, as nothing but chance would tell them apart; so a bin may be empty.
+    """
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2  # mean rank from 0 of each distinct value
+    found: Ints = (middle * bins / len(values)).astype(np.int64)[inverse]
     return found
 
 

@@ -80,16 +80,34 @@ def test_a_decision_rule_of_its_own_changes_no_probability(
 
 
 def test_the_calibration_error_of_known_bins() -> None:
-    # Fifteen bins of two lines, each with the confidence 0.8; right in 20 of 30.
-    probabilities = np.tile(np.array([0.8, 0.2], np.float32), (30, 1))
-    true = np.repeat([0, 1], [20, 10])
-    expected = (20 * 0.2 + 10 * 0.8) / 30  # a bin holds only hits or only misses
+    # Fifteen bins of two lines; those with a confidence up to 0.7 are right, the others wrong.
+    confidence = np.repeat(np.linspace(0.56, 0.84, 15), 2)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1).astype(np.float32)
+    true = (confidence > 0.71).astype(np.int64)
+    expected = np.where(true == 0, 1 - confidence, confidence).mean()
     assert type_metrics(probabilities, true, ["a", "b"])["ece"] == pytest.approx(expected)
 
 
-def test_bins_hold_the_same_number_in_order() -> None:
-    values = np.array([0.3, 0.1, 0.2, 0.9, 0.5, 0.5, 0.7])
+def test_the_same_probability_for_all_is_one_bin() -> None:
+    probabilities = np.tile(np.array([0.8, 0.2], np.float32), (30, 1))
+    true = np.repeat([0, 1], [20, 10])
+    assert type_metrics(probabilities, true, ["a", "b"])["ece"] == pytest.approx(0.8 - 20 / 30)
+
+
+def test_bins_hold_about_the_same_number_in_order() -> None:
+    values = np.array([0.3, 0.1, 0.2, 0.9, 0.5, 0.4, 0.7])
     assert equal_mass_bins(values, 3).tolist() == [0, 0, 0, 2, 1, 1, 2]
+    assert (
+        np.bincount(equal_mass_bins(np.random.default_rng(0).random(150), 15)).tolist() == [10] * 15
+    )
+    assert equal_mass_bins(np.array([0.5, 0.1, 0.5, 0.5, 0.9, 0.5]), 3).tolist() == [
+        1,
+        0,
+        1,
+        1,
+        2,
+        1,
+    ]
 
 
 def test_users_are_drawn_and_not_their_lines(
