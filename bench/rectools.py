@@ -1,9 +1,9 @@
 """RecTools' SASRecModel on Amazon Beauty: the peer of bench.train and bench.quality.
 
-They train it in the time that ours leaves. `python -m bench.rectools` trains it alone, as far as the
-budget allows, for an epoch takes minutes on two cores; the result stays in the cache, where the two
-find it. rectools_epoch_s is the median; recall and NDCG are those of the test at the best epoch of
-validation; rectools_complete is 1 if three epochs after it were no better.
+They train it in the time that ours leaves. `python -m bench.rectools` trains it alone, as far as
+the budget allows, for an epoch takes minutes on two cores; the result stays in the cache, where the
+two find it. rectools_epoch_s is the median; recall and NDCG are those of the test at the best epoch
+of validation; rectools_complete is 1 if three epochs after it were no better.
 
 """
 
