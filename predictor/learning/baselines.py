@@ -163,7 +163,7 @@ def tifu_knn(train: Events) -> ItemScorer:
             events, targets.begin[rows], targets.end[rows], events.basket, HALF_LIFE_BASKETS
         )
         similar = (_unit_rows(own) @ unit.T).toarray()
-        user = users(targets)[rows]
+        user = users(targets, rows)
         inside = np.flatnonzero((user >= 0) & (user < similar.shape[1]))
         similar[inside, user[inside]] = 0
         k = min(NEIGHBOURS, similar.shape[1])

@@ -167,7 +167,7 @@ def _batch_hits(
     top_pairs = _pair(np.repeat(measured, returned), top.ravel(), scores.shape[1])
     return ItemHits(
         context=measured + rows.start,
-        user=users(targets)[rows][measured],
+        user=users(targets, rows)[measured],
         history_length=(targets.end - targets.begin)[rows][measured],
         size=size,
         hits=np.bincount(row, hit, minlength=len(measured)).astype(np.int64),
@@ -195,11 +195,12 @@ def _distinct_targets(targets: Targets, rows: slice, items: int) -> Ints:
     return np.unique(_pair(row[chosen], item[chosen], items))
 
 
-def users(targets: Targets) -> Ints:
-    """(contexts,) the user in targets.events; a number of its own where there is no history."""
-    some = targets.end > targets.begin
-    user = targets.events.user[np.where(some, targets.begin, 0)]
-    found: Ints = np.where(some, user, -1 - np.arange(len(targets)))
+def users(targets: Targets, rows: slice = slice(None)) -> Ints:
+    """The user of some contexts in targets.events; a number of its own where there is no history."""
+    begin = targets.begin[rows]
+    some = targets.end[rows] > begin
+    user = targets.events.user[np.where(some, begin, 0)]
+    found: Ints = np.where(some, user, -1 - np.arange(len(targets))[rows])
     return found
 
 
