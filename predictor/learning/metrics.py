@@ -196,7 +196,7 @@ def _distinct_targets(targets: Targets, rows: slice, items: int) -> Ints:
 
 
 def users(targets: Targets, rows: slice = slice(None)) -> Ints:
-    """The user of some contexts in targets.events; a number of its own where there is no history."""
+    """(rows,) the user in targets.events; a number of its own where there is no history."""
     begin = targets.begin[rows]
     some = targets.end[rows] > begin
     user = targets.events.user[np.where(some, begin, 0)]
