@@ -215,6 +215,17 @@ def fit_type_models(
     )
 
 
+def given_items(model: ItemTypeModel, targets: Targets) -> Floats:
+    """(lines, types) the probabilities of every line of the targets, from history and item."""
+    parts = []
+    for rows, _ in chunks(targets.lengths(EVENTS)):
+        lines = slice(*np.searchsorted(targets.row, [rows.start, rows.stop]))
+        histories, _ = _Lines(targets).histories(rows)
+        row = targets.row[lines] - rows.start
+        parts.append(model.predict(histories, row, targets.item[lines]))
+    return np.concatenate(parts)
+
+
 def _enough(learn: _Lines, judge: _Lines, *, having_item: bool = False) -> bool:
     counts = [int((lines.having_item() | (not having_item)).sum()) for lines in (learn, judge)]
     return counts[0] >= LEAST_LINES and counts[1] >= LEAST_VALIDATION_LINES

@@ -11,7 +11,8 @@ from foretell.importing import EventColumns
 from predictor.learning import type_fitting
 from predictor.learning.data import Events, to_events
 from predictor.learning.splits import Protocol, Split, SplitKind, split
-from predictor.learning.type_fitting import FittedTypes, fit_type_models
+from predictor.learning.type_fitting import FittedTypes, fit_type_models, given_items
+from predictor.learning.type_rules import log_loss
 from predictor.learning.type_tables import item_types, own_counts
 from predictor.models.history import Histories
 from predictor.models.type_tables import ITEM_PRIOR, Floats
@@ -77,6 +78,18 @@ def test_users_and_items_are_learnt(found: FittedTypes) -> None:
     assert item_type["log_loss"] < next_type["log_loss"] - 0.1
     assert item_type["ece"] < 0.1
     assert {"accuracy", "f1", "rounds"} <= item_type.keys()
+
+
+def test_lines_of_targets_are_answered_from_whole_histories(found: FittedTypes) -> None:
+    assert found.item_type is not None
+    targets = split(events_of(), Protocol("every")).test
+    answers = given_items(found.item_type, targets)
+    whole = slice(0, len(targets))
+    row, item = targets.row, targets.item
+    alike = found.item_type.predict(targets.histories(whole), row, item)
+    np.testing.assert_array_equal(answers, alike)
+    measured = log_loss(answers, targets.type)
+    assert measured < found.report["item_type"]["log_loss"] + 0.1
 
 
 def test_the_same_seed_gives_the_same_files(found: FittedTypes) -> None:

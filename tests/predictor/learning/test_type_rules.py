@@ -48,6 +48,13 @@ def test_weights_gain_f1_without_losing_accuracy() -> None:
     assert weighted.weights[2] > weighted.weights[0]
 
 
+def test_one_user_changes_nothing() -> None:
+    scores, true, _ = drawn(3.0, 200)
+    rule, probabilities, choices = fit_rule(scores, true, np.zeros(200, np.int64), 0)
+    assert rule == plain(3)
+    assert choices.tolist() == probabilities.argmax(axis=1).tolist()
+
+
 def test_quality_is_accuracy_and_macro_f1() -> None:
     found = quality(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]), 3)
     assert found == (0.75, (2 * 2 / 5 + 2 / 3) / 2)
