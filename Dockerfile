@@ -16,6 +16,9 @@ RUN /opt/foretell/bin/pip install --no-cache-dir -c constraints.txt \
     ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ./client ".[${EXTRA},train]"
 
 FROM python:${PYTHON}
+# LightGBM's trees need OpenMP's runtime.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home foretell && mkdir /data && chown foretell /data
 COPY --from=build /opt/foretell /opt/foretell
 ENV PATH=/opt/foretell/bin:$PATH PYTHONUNBUFFERED=1
