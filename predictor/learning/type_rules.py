@@ -21,6 +21,13 @@ POWERS = np.arange(1, 13) * 0.05
 """Of types' shares in the weights of the decision; 1 would be balanced accuracy's."""
 
 
+STANDARD_ERRORS = 2.0
+"""By which accuracy + macro-F1 must gain from weights, over users."""
+
+DRAWS = 200
+"""Of users with replacement, for the standard error."""
+
+
 def plain(types: int) -> Rule:
     """The trees' own probabilities, and the most probable type."""
     return Rule(1.0, (0.0,) * types, (1.0,) * types)
@@ -29,7 +36,8 @@ def plain(types: int) -> Rule:
 def fit_rule(scores: Floats, true: Ints, user: Ints, seed: int) -> tuple[Rule, Floats, Ints]:
     """The rule, and honest answers: those of rules that were fitted on other users' lines.
 
-    Calibration and weights are kept only if they are better than none on other users' lines.
+    Calibration is kept only if it is better than none on other users' lines; weights, which are
+    at the mercy of the few lines of the rare types, only if they are so by STANDARD_ERRORS.
 
     Args:
         scores: (lines, types) of the trees.
@@ -59,7 +67,8 @@ def fit_rule(scores: Floats, true: Ints, user: Ints, seed: int) -> tuple[Rule, F
     after = np.empty_like(before)
     for k, rule in enumerate(weighted):
         after[fold == k] = rule.choose(probabilities[fold == k])
-    keep_weights = sum(quality(after, true, types)) > sum(quality(before, true, types))
+    gain, error = quality_gain(after, before, true, user, types, seed)
+    keep_weights = gain > STANDARD_ERRORS * error
     rule = calibrate(scores, true) if keep_scale else plain(types)
     if keep_weights:
         rule = weigh(rule, rule.probabilities(scores), true)
@@ -122,10 +131,40 @@ def weigh(rule: Rule, probabilities: Floats, true: Ints) -> Rule:
     return Rule(rule.scale, rule.biases, tuple(map(float, chosen)))
 
 
+def quality_gain(
+    after: Ints, before: Ints, true: Ints, user: Ints, types: int, seed: int
+) -> tuple[float, float]:
+    """Gain of `after` over `before` in accuracy + macro-F1, and its standard error.
+
+    The error is that of a paired bootstrap over users.
+    """
+    users = int(user.max()) + 1
+    rng = np.random.default_rng(seed)
+    times = [np.bincount(rng.integers(0, users, users), minlength=users) for _ in range(DRAWS)]
+    gains = []
+    for drawn in [np.ones(users), *times]:
+        ours, theirs = (
+            sum(_quality(_confusion(chosen, true, types, drawn[user])))
+            for chosen in (after, before)
+        )
+        gains.append(ours - theirs)
+    return gains[0], float(np.std(gains[1:]))
+
+
 def quality(chosen: Ints, true: Ints, types: int) -> tuple[float, float]:
     """Accuracy and macro-F1 (over types that occur or are chosen)."""
-    confusion = np.bincount(true * types + chosen, minlength=types * types).reshape(types, types)
+    return _quality(_confusion(chosen, true, types, np.ones(len(true))))
+
+
+def _confusion(
+    chosen: Ints, true: Ints, types: int, weights: NDArray[np.number]
+) -> NDArray[np.float64]:
+    counts: NDArray[np.float64] = np.bincount(true * types + chosen, weights, types * types)
+    return counts.reshape(types, types)
+
+
+def _quality(confusion: NDArray[np.float64]) -> tuple[float, float]:
     right = np.diagonal(confusion)
     either = confusion.sum(axis=0) + confusion.sum(axis=1)
     scores = 2 * right[either > 0] / either[either > 0]
-    return float(right.sum() / len(true)), float(scores.mean())
+    return float(right.sum() / confusion.sum()), float(scores.mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from predictor.learning.type_rules import calibrate, fit_rule, plain, quality, weigh
+from predictor.learning.type_rules import calibrate, fit_rule, plain, quality, quality_gain, weigh
 from predictor.models.history import Ints
 from predictor.models.type_tables import Floats
 
@@ -46,6 +46,17 @@ def test_weights_gain_f1_without_losing_accuracy() -> None:
     assert after[1] > before[1] + 0.01
     assert after[0] >= before[0]
     assert weighted.weights[2] > weighted.weights[0]
+
+
+def test_weights_are_kept_only_beyond_the_noise_over_users() -> None:
+    scores, true, user = drawn(1.0)
+    twisted = np.array([0, 0, 1.5], np.float32)
+    before = (scores - twisted).argmax(axis=1)
+    gain, error = quality_gain(scores.argmax(axis=1), before, true, user, 3, 0)
+    assert gain > 4 * error > 0
+    assert quality_gain(before, before, true, user, 3, 0) == (0, 0)
+    # After calibration nothing is left to gain but noise.
+    assert fit_rule(scores - twisted, true, user, 0)[0].weights == (1, 1, 1)
 
 
 def test_one_user_changes_nothing() -> None:
