@@ -133,6 +133,7 @@ def tables(report: dict[str, Any]) -> str:
         for title, key, columns in (
             ("Next items, full ranking", "items", _ITEM_COLUMNS),
             ("Next behavior type", "types", _TYPE_COLUMNS),
+            ("Behavior type, the item known", "known_item_types", _TYPE_COLUMNS),
         )
         if key in report
     ]

@@ -43,6 +43,10 @@ def evaluation_tables(metrics: dict[str, Any]) -> list[EvaluationTable]:
         tables.append(_table("Next items", note, ITEM_COLUMNS, metrics["items"]))
     if "types" in metrics:
         tables.append(_table("Next behavior type", split, TYPE_COLUMNS, metrics["types"]))
+    if "known_item_types" in metrics:
+        note = f"{split}; the item of the event is known, as in Rank"
+        known = metrics["known_item_types"]
+        tables.append(_table("Behavior type, the item known", note, TYPE_COLUMNS, known))
     if "own_text" in metrics:
         experiments = {
             "own text: a text tells its type": metrics["own_text"],
