@@ -188,7 +188,8 @@ def _model(
 
 def _unit(vectors: Vectors) -> Vectors:
     norm = np.sqrt(np.einsum("...d,...d->...", vectors, vectors))[..., None]
-    return vectors / np.maximum(norm, np.float32(1e-6))
+    unit: Vectors = vectors / np.maximum(norm, np.float32(1e-6))
+    return unit
 
 
 def _cosines(own: Vectors, near: Vectors, row: Ints) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +71,14 @@ class Pairs:
         """Where each key is; `len(self)` where it is not."""
         return position(self.key, key)
 
-    def rank(self, score: NDArray[np.floating]) -> Ints:
+    def rank(self, score: NDArray[Any]) -> Ints:
         """(n,) each pair's rank by score within its history, from 0; equal scores by item."""
         by = np.lexsort((-score, self.row))
         rank = np.empty(len(self), np.int64)
         rank[by] = np.arange(len(self)) - self.first_of_row
         return rank
 
-    def per_row(self, score: NDArray[np.floating], reduce: np.ufunc) -> Floats64:
+    def per_row(self, score: NDArray[Any], reduce: np.ufunc) -> Floats64:
         """(n,) `reduce` (np.maximum, np.add) over the scores of the pair's history."""
         if not len(self):
             return np.zeros(0)

@@ -125,7 +125,7 @@ class Ranker:
         return ranker
 
 
-def _check(values: Mapping[str, Any], kind: type) -> None:
+def _check(values: Mapping[str, Any], kind: type[int]) -> None:
     for name, value in values.items():
         if type(value) is not kind or value < 0:
             raise ValueError(f"{FILE}: {name} is {value!r}, which is not possible")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,7 @@ class Tables:
 
     def files(self) -> dict[str, bytes]:
         """The tables as bytes, see `load`."""
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "statistics": self.statistics,
             "texts": self.texts,
             "category": self.category,
@@ -151,7 +152,7 @@ class Tables:
         return cls(statistics, neighbours, texts, category, float(gap_days[0]), popular)
 
 
-def _neighbours(tensors: dict[str, NDArray], kind: str, items: int) -> Neighbours:  # type: ignore[type-arg]
+def _neighbours(tensors: dict[str, NDArray[Any]], kind: str, items: int) -> Neighbours:
     item = _take(tensors, f"{kind}.item", np.int32, (items, None))
     weight = _take(tensors, f"{kind}.weight", np.float32, item.shape)
     share = _take(tensors, f"{kind}.share", np.float32, item.shape)
@@ -161,11 +162,11 @@ def _neighbours(tensors: dict[str, NDArray], kind: str, items: int) -> Neighbour
 
 
 def _take(
-    tensors: dict[str, NDArray],  # type: ignore[type-arg]
+    tensors: dict[str, NDArray[Any]],
     name: str,
     dtype: type,
     shape: tuple[int | None, ...],
-) -> NDArray:  # type: ignore[type-arg]
+) -> NDArray[Any]:
     """Removes a tensor, after a check of its type, shape and that its numbers are finite."""
     if name not in tensors:
         raise ValueError(f"{FILE}: tensor {name} is missing")
