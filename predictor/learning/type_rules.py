@@ -159,7 +159,7 @@ def quality(chosen: Ints, true: Ints, types: int) -> tuple[float, float]:
 def _confusion(
     chosen: Ints, true: Ints, types: int, weights: NDArray[np.number]
 ) -> NDArray[np.float64]:
-    counts: NDArray[np.float64] = np.bincount(true * types + chosen, weights, types * types)
+    counts = np.bincount(true * types + chosen, weights, types * types).astype(np.float64)
     return counts.reshape(types, types)
 
 
