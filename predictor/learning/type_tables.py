@@ -30,7 +30,8 @@ def item_types(train: Events, item_vectors: Vectors) -> ItemTypes:
     """
     types = len(train.behavior_types)
     typed = train.type >= 0
-    prior = _shares(np.bincount(train.type[typed], minlength=types) + 1.0)
+    seen = np.bincount(train.type[typed], minlength=types)
+    prior = _shares(seen.astype(np.float64) + 1)
     items = len(train.item_ids) if train.has_items else 0
     some = typed & (train.item >= 0)
     cells = train.item[some] * types + train.type[some]

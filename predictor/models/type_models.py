@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -55,7 +56,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Trees:
+class Trees(ABC):
     """What both models are made of."""
 
     NAME: ClassVar[str]
@@ -151,8 +152,9 @@ class Trees:
         if found != want:
             raise ValueError(f"trees of {found} (features, types); this program has {want}")
 
+    @abstractmethod
     def _features_read(self) -> int:
-        raise NotImplementedError
+        """Columns that the trees are given."""
 
 
 def _read_head(data: bytes, types: int) -> tuple[Rule, bool]:
