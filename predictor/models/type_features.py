@@ -178,8 +178,8 @@ def _mean(view: View, half_life: float, columns: Floats) -> Floats:
     """(histories, k) decayed means of columns (events, k); 0 where there is no event."""
     ones = np.ones((len(columns), 1), np.float32)
     sums = view.sum(view.fading(half_life), np.concatenate([columns, ones], axis=1))
-    means: Floats = sums[:, :-1] / np.maximum(sums[:, -1:], np.float32(1e-6))
-    return means
+    means = sums[:, :-1] / np.maximum(sums[:, -1:], 1e-6)
+    return means.astype(np.float32, copy=False)
 
 
 def residuals(view: View) -> dict[float, Floats]:
