@@ -100,7 +100,7 @@ OURS: dict[str, dict[str, Trial]] = {
     "movielens": {
         "whole": Trial(
             Protocol("every", test_share=0.2),
-            TYPE_METRICS | ITEM_METRICS,
+            TYPE_METRICS | ITEM_METRICS | CALIBRATION,
             baselines=True,
             once=[partial(stored.types_over, baseline="decayed_shares"), stored.ranker_times],
         )
