@@ -219,24 +219,23 @@ def _from_validation(
     if model is not None:
         model = model.subset(chosen)
     held = examples(tables, recipe, groups, targets, model)
-    fold = np.random.default_rng(seed).integers(0, FOLDS, len(targets))[held.pairs.row]
-    shown = (
-        held
-        if plain is None
-        else _with_new_items(tables, recipe, groups, targets, model, plain, seed)
-    )
-    shown_fold = np.random.default_rng(seed).integers(0, FOLDS, len(targets))[shown.pairs.row]
-    if len(_sizes(held.sample(1, seed).pairs)) < LEAST_CONTEXTS:
+    fold = np.random.default_rng(seed).integers(0, FOLDS, len(targets))
+    held_fold = fold[held.pairs.row]
+    if plain is None:
+        shown = held.sample(options.negatives, seed)
+    else:
+        shown = _with_new_items(
+            tables, recipe, groups, targets, model, plain, options.negatives, seed
+        )
+    if len(_sizes(shown.pairs)) < LEAST_CONTEXTS:
         return None
     scores = np.zeros(len(held.pairs), np.float32)
     for number in range(FOLDS):
-        part = shown.subset(shown_fold != number).sample(options.negatives, seed)
-        scores[fold == number] = predict(
-            fit_trees([part], groups, options, seed), held.subset(fold == number)
-        )
+        trees = fit_trees([shown.subset(fold[shown.pairs.row] != number)], groups, options, seed)
+        scores[held_fold == number] = predict(trees, held.subset(held_fold == number))
     figures = measure(held, scores)
     search = None if model is None else measure(held, held.model)
-    trees = fit_trees([shown.sample(options.negatives, seed)], groups, options, seed)
+    trees = fit_trees([shown], groups, options, seed)
     known = validation.events if kind in ("time", "every") else train
     tables = fit_tables(known, text_vectors, _end(known), seed)
     ranker = Ranker(tables, recipe, groups, trees.model_to_string())
@@ -263,6 +262,7 @@ def _with_new_items(
     targets: Targets,
     model: ModelOutputs | None,
     plain: Vectors,
+    negatives: int,
     seed: int,
 ) -> Examples:
     """Examples where some items, others for each part of the contexts, look as if they were new:
@@ -277,7 +277,10 @@ def _with_new_items(
         if model is not None:
             items = np.where(hide[:, None], plain, model.items)
             seen = ModelOutputs(model.queries[there], items)
-        found = examples(tables.without(hide), recipe, groups, targets.subset(there), seen)
+        found = examples(
+            tables.without(hide), recipe, groups, targets.subset(there), seen,
+            negatives=negatives, seed=seed + number,
+        )  # fmt: skip
         rows = np.flatnonzero(there)
         parts.append(found.at(rows, len(targets)))
     return concatenated(parts)
