@@ -32,6 +32,9 @@ TEXT_SCALE = 0.15
 ROW_SCALE = 0.01
 """The same of a residual or a term's row."""
 
+TRACE_ROW_SCALE = 0.05
+"""The same where there are traces: in a sum over a history, items must be told apart."""
+
 
 class Whitening:
     """Centres text vectors, turns them to their principal axes, and evens the axes out.
@@ -187,7 +190,7 @@ class ItemSpace(nn.Module):
         row_dropout: float = 0.0,
         term_dropout: float = 0.0,
         use_text: bool = True,
-        popular_start: bool = False,
+        traces: bool = False,
     ) -> None:
         """Takes inputs of one TextReader.
 
@@ -200,8 +203,9 @@ class ItemSpace(nn.Module):
             terms: size of the vocabulary.
             row_dropout: probability of leaving out a residual row in training.
             term_dropout: probability of leaving out a term of a text in training.
-            popular_start: whether the residual's first axis starts as a bias: the query begins with
-                a one there (see `Learner`), so that training starts from popularity.
+            traces: whether the network has traces. Then the residual's first axis starts as a bias:
+                the query begins with a one there (see `Learner`), so that training starts from
+                popularity.
             use_text: False leaves text vectors out: residuals and terms alone.
         """
         super().__init__()
@@ -219,8 +223,9 @@ class ItemSpace(nn.Module):
             nn.init.zeros_(self.affine.weight)
             self.affine.requires_grad_(False)
         self.term_rows = nn.Parameter(torch.randn(terms, dims) * ROW_SCALE)
-        residual = torch.randn(len(popularity), dims) * ROW_SCALE
-        if popular_start:
+        scale = TRACE_ROW_SCALE if traces else ROW_SCALE
+        residual = torch.randn(len(popularity), dims) * scale
+        if traces:
             residual[:, 0] = torch.from_numpy(np.log1p(popularity))
         self.residual = nn.Parameter(residual * self.warm)
 

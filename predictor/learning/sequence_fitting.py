@@ -112,7 +112,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
         row_dropout=recipe.row_dropout,
         term_dropout=recipe.term_dropout,
         use_text=recipe.text_dims > 0,
-        popular_start=recipe.traces,
+        traces=recipe.traces,
     )
     return Learner(network, space, recipe).to(device()), reader
 
