@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Activation, AffineLayer, Projection
 from foretell.terms import TermRows
 from foretell.vectors import Vectors
+from predictor.models.encoders import ENCODERS
 from predictor.models.history import GAPS, HistoryBatch, Ints
 from predictor.models.ranker import Ranker
 from predictor.models.sequence import SequenceNetwork
+from predictor.models.trees import check_trees
 from predictor.models.type_models import ItemTypeModel, TypeModel
 from predictor.models.version import VERSION_NAME, Golden, Version, VersionConfig
 
@@ -50,6 +53,15 @@ PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {
     "item_type_model": lambda files, config: ItemTypeModel.load(files, len(config.behavior_types)),
 }
 """How each optional part of a Version is made of the files in its folder; ValueError: it cannot."""
+
+_ODD = (ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError)
+"""What code raises that is given JSON of another form than it reads."""
+
+EMPTY_COLS = 1 << 16
+"""Longest side of an array without numbers: its file is short however long it claims to be."""
+
+_SMALL = 4_096
+"""Sizes up to it may be larger than a network: positions and heads of one that has none."""
 
 FORMAT = 1
 """Of the directory. A reader refuses any other."""
@@ -211,6 +223,10 @@ def load(path: str | os.PathLike[str]) -> Version:
     ranker = parts["ranker"]
     if ranker is not None and ranker.tables.items != len(item_ids):
         raise _damaged(directory / "ranker", f"its tables are not of {len(item_ids)} items")
+    for folder in ("type_model", "item_type_model"):
+        part = parts[folder]
+        if part is not None and len(part.table.counts) not in (0, len(item_ids)):
+            raise _damaged(directory / folder, f"its table is not of {len(item_ids)} items")
     return Version(
         config, network, projection, item_ids, warm, residuals, golden, **parts, reports=reports
     )
@@ -226,10 +242,22 @@ def _part(directory: Path, folder: str, data: Mapping[str, bytes], config: Versi
     }
     if not files:
         return None
+    for name, content in files.items():
+        if name.endswith(".safetensors"):
+            _tensors(directory / folder / name, content)
+        elif name.endswith(".txt"):
+            _check_trees(directory / folder / name, content)
     try:
         return PARTS[folder](files, config)
+    except _ODD as error:
+        raise _damaged(directory / folder, str(error) or repr(error)) from None
+
+
+def _check_trees(file: Path, data: bytes) -> None:
+    try:
+        check_trees(data.decode("ascii"))
     except ValueError as error:
-        raise _damaged(directory / folder, str(error)) from None
+        raise _damaged(file, str(error)) from None
 
 
 def read_config(path: str | os.PathLike[str]) -> VersionConfig:
@@ -256,8 +284,11 @@ def read_config(path: str | os.PathLike[str]) -> VersionConfig:
     missing = _required(config) - config.files.keys()
     if missing:
         raise _damaged(file, f"`files` lacks {', '.join(sorted(missing))}")
-    if config.network.behavior_types != len(config.behavior_types):
-        raise _damaged(file, "network.behavior_types is not the number of behavior_types")
+    types = len(set(config.behavior_types))
+    if types != len(config.behavior_types):
+        raise _damaged(file, "a behavior type occurs twice")
+    if not config.network.behavior_types == types == len(config.type_calibration.biases):
+        raise _damaged(file, f"network or type_calibration is not of {types} behavior_types")
     return config
 
 
@@ -268,9 +299,15 @@ def _required(config: VersionConfig) -> set[str]:
 
 def _checked(directory: Path, name: str, digest: str) -> bytes:
     file = directory / name
-    if not file.resolve().is_relative_to(directory.resolve()):
+    try:
+        inside = file.resolve().is_relative_to(directory.resolve())
+    except (OSError, ValueError):  # no name that a file can have
+        inside = False
+    if not inside:
         raise _damaged(directory / "config.json", f"`files` names {name!r}, outside the directory")
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
+            raise _damaged(file, "not a file")
         data = file.read_bytes()
     except OSError as error:
         raise _damaged(file, f"not readable ({error.strerror})") from None
@@ -282,18 +319,24 @@ def _checked(directory: Path, name: str, digest: str) -> bytes:
 def _tensors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
     try:
         tensors: dict[str, NDArray[Any]] = load_tensors(data)
-    except (SafetensorError, ValueError) as error:
-        raise _damaged(file, f"not a safetensors file ({error})") from None
+    except (SafetensorError, *_ODD) as error:  # LookupError: a type that numpy does not have
+        raise _damaged(file, f"not a safetensors file of plain numbers ({error})") from None
     for name, values in tensors.items():
+        if not values.size and max(values.shape, default=0) > EMPTY_COLS:
+            raise _damaged(file, f"{name} has shape {values.shape}, but no numbers")
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise _damaged(file, f"{name} has numbers that are not finite")
     return tensors
 
 
 def _take(
-    file: Path, tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]
+    file: Path,
+    tensors: dict[str, NDArray[Any]],
+    name: str,
+    shape: tuple[int | None, ...],
+    dtype: type = np.float32,
 ) -> NDArray[Any]:
-    """The tensor, which must have this shape; None stands for any size."""
+    """The tensor, which must have this shape and type; None stands for any size."""
     if name not in tensors:
         raise _damaged(file, f"{name} is missing")
     found = tensors[name].shape
@@ -302,6 +345,8 @@ def _take(
     )
     if not fits:
         raise _damaged(file, f"{name} has shape {found}, not {shape}")
+    if tensors[name].dtype != dtype:
+        raise _damaged(file, f"{name} is {tensors[name].dtype}, not {np.dtype(dtype)}")
     return tensors[name]
 
 
@@ -320,11 +365,12 @@ def _projection(directory: Path, config: VersionConfig, data: dict[str, bytes]) 
 
 
 def _terms(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> TermRows | None:
-    if "terms.json" not in data:
-        return None
     file = directory / "terms.safetensors"
-    if file.name not in data:
-        raise _damaged(directory / "config.json", f"`files` lacks {file.name}")
+    lacking = {"terms.json", file.name} - data.keys()
+    if len(lacking) == 2:
+        return None
+    if lacking:
+        raise _damaged(directory / "config.json", f"`files` lacks {min(lacking)}")
     terms = _strings(directory / "terms.json", data["terms.json"], "term")
     tensors = _tensors(file, data[file.name])
     idf = _take(file, tensors, "idf", (len(terms),))
@@ -350,20 +396,21 @@ def _items(
     ids = _strings(names, data[names.name], "id")
     file = directory / "items.safetensors"
     tensors = _tensors(file, data[file.name])
-    warm = _take(file, tensors, "warm", (None,))
-    if warm.dtype != np.int64 or (np.diff(warm, prepend=-1, append=len(ids)) <= 0).any():
+    warm = _take(file, tensors, "warm", (None,), np.int64)
+    if (np.diff(warm, prepend=-1, append=len(ids)) <= 0).any():
         raise _damaged(file, f"warm are not ascending positions of {len(ids)} items")
     return ids, warm, _take(file, tensors, "residuals", (len(warm), config.dims))
 
 
 def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> SequenceNetwork:
     file = directory / "weights.safetensors"
+    tensors = _tensors(file, data[file.name])
+    _check_size(directory / "config.json", config, tensors)
     try:
         network = SequenceNetwork(config.network)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise _damaged(directory / "config.json", str(error)) from None
     expected = network.state_dict()
-    tensors = _tensors(file, data[file.name])
     unknown = tensors.keys() - expected.keys()
     if unknown:
         raise _damaged(file, f"{min(unknown)} belongs to no such {config.network.model_type}")
@@ -376,16 +423,36 @@ def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> 
     return network.eval().requires_grad_(False)
 
 
+def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[Any]]) -> None:
+    """Before memory is taken for the network: that its weights could be those in the file."""
+    shape = config.network
+    numbers = sum(values.size for values in tensors.values())
+    sizes = {
+        "dims": shape.dims, "hidden": shape.hidden, "layers": shape.layers,
+        "heads": shape.heads, "positions": shape.positions,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if not 0 < size <= max(numbers, _SMALL):
+            raise _damaged(file, f"network.{name} is {size}: that is no size of these weights")
+    if shape.model_type not in ENCODERS:
+        return
+    # Two affine layers at least lead from the tokens through each layer of the encoder.
+    least = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1))
+    least += shape.positions * shape.hidden * (shape.model_type == "transformer")
+    if shape.layers > len(tensors) or least > numbers:
+        raise _damaged(file, f"network: {numbers} weights are too few for its sizes")
+
+
 def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> Golden:
     file = directory / "golden.safetensors"
     tensors = _tensors(file, data[file.name])
-    lengths: Ints = _take(file, tensors, "lengths", (None,))
+    lengths: Ints = _take(file, tensors, "lengths", (None,), np.int64)
     tokens, rows, types = int(lengths.sum()), len(lengths), len(config.behavior_types)
     histories = HistoryBatch(
         vectors=_take(file, tensors, "vectors", (tokens, config.dims)),
-        known=_take(file, tensors, "known", (tokens,)).astype(np.bool_),
-        types=_take(file, tensors, "types", (tokens,)),
-        gaps=_take(file, tensors, "gaps", (tokens,)),
+        known=_take(file, tensors, "known", (tokens,), np.uint8).astype(np.bool_),
+        types=_take(file, tensors, "types", (tokens,), np.int64),
+        gaps=_take(file, tensors, "gaps", (tokens,), np.int64),
         lengths=lengths,
     )
     for name, values, top in (
@@ -393,7 +460,7 @@ def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> G
         ("types", histories.types, types),
         ("gaps", histories.gaps, GAPS - 1),
     ):
-        if values.dtype != np.int64 or not ((values >= 0) & (values <= top)).all():
+        if not ((values >= 0) & (values <= top)).all():
             raise _damaged(file, f"{name} are not all integers from 0 to {top}")
     probabilities = _take(file, tensors, "type_probabilities", (rows, types))
     return Golden(histories, probabilities, _take(file, tensors, "queries", (rows, config.dims)))
@@ -402,7 +469,7 @@ def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> G
 def _parse(file: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, f"not JSON ({error})") from None
 
 

@@ -14,7 +14,7 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
 from predictor.models.calibration import ItemCalibration, TypeCalibration
-from predictor.models.history import HistoryBatch, Ints
+from predictor.models.history import HISTORY_EVENTS, HistoryBatch, Ints
 from predictor.models.ranker import Ranker
 from predictor.models.sequence import NetworkConfig, SequenceNetwork
 from predictor.models.type_models import ItemTypeModel, TypeModel
@@ -24,6 +24,9 @@ VERSION_NAME = r"[a-z0-9][a-z0-9._-]{0,48}"
 
 OWN = "foretell"
 """Name of the version itself among the methods of its reports; the others are baselines."""
+
+LONGEST_HORIZON = 10**16
+"""Microseconds: three hundred years."""
 
 LONGEST_LOG_GAP = 22.0
 """Of a gap in log seconds: a hundred years."""
@@ -54,7 +57,7 @@ class VersionConfig(BaseModel):
     """Shape of the sequence network."""
     behavior_types: tuple[str, ...] = Field(min_length=1)
     """In the order of the network's type logits."""
-    history_length: int = Field(gt=0)
+    history_length: int = Field(gt=0, le=HISTORY_EVENTS)
     """Events of a history that the sequence network reads: the last ones."""
     repeats: Literal["allowed", "excluded"]
     """What REPEATS_UNSPECIFIED means: `excluded` where users hardly ever repeat an item."""
@@ -64,7 +67,7 @@ class VersionConfig(BaseModel):
     """Whether events carry texts: publish `VERSION.behaviors`."""
     has_times: bool
     """Whether time gaps were seen in training; see history_batch."""
-    horizon: int = Field(default=0, ge=0)
+    horizon: int = Field(default=0, ge=0, le=LONGEST_HORIZON)
     """Microseconds: see history.asked_at."""
     type_calibration: TypeCalibration
     """Of the network's type logits."""
@@ -72,7 +75,9 @@ class VersionConfig(BaseModel):
     """Of the scores that order the items."""
     candidates: int = Field(gt=0)
     """Items that Search is asked for, where there is no ranker to say it."""
-    activations: tuple[Literal["identity", "relu", "gelu", "tanh"], ...] = ("identity",)
+    activations: tuple[Literal["identity", "relu", "gelu", "tanh"], ...] = Field(
+        default=("identity",), min_length=1, max_length=64
+    )
     """Of the projection's layers."""
     files: dict[str, str] = {}
     """sha256 of every other file, by its path within the directory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +181,19 @@ def edit_config(directory: Path, **changes: Any) -> None:
         ({"network": {"model_type": "parrot"}}, "parrot"),
         ({"network": {"hidden": 9}}, "weights.safetensors.*shape"),
         ({"network": {"dims": 5}}, "projection.safetensors.*shape"),
-        ({"behavior_types": ["a", "b", "c"]}, "network.behavior_types"),
+        ({"behavior_types": ["a", "b", "c"]}, "not of 3 behavior_types"),
+        ({"behavior_types": ["a", "a"]}, "occurs twice"),
+        ({"type_calibration": {"temperature": 1.0, "biases": [0.0]}}, "not of 2 behavior_types"),
+        ({"history_length": 10**30}, "history_length"),
+        ({"horizon": 10**30}, "horizon"),
+        ({"activations": []}, "activations"),
+        ({"network": {"dims": 10**9}}, r"projection\.safetensors.*shape"),
+        ({"network": {"hidden": 10**9}}, r"config\.json.*network\.hidden"),
+        ({"network": {"hidden": 4_000}}, r"config\.json.*too few"),
+        ({"network": {"layers": 10**9}}, r"config\.json.*network\.layers"),
+        ({"network": {"layers": -1}}, r"config\.json.*network\.layers"),
+        ({"network": {"heads": 0}}, r"config\.json.*network\.heads"),
+        ({"network": {"positions": 10**12}}, r"config\.json.*network\.positions"),
         ({"history_length": 2}, "golden.safetensors.*lengths"),
         ({"activations": ["identity", "relu"]}, "projection.safetensors"),
     ],
@@ -203,7 +216,31 @@ def test_a_config_cannot_reach_outside(directory: Path, tmp_path: Path) -> None:
         model_dir.load(directory)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5_000, "plots"])
+def test_a_config_that_names_what_is_no_file(directory: Path, name: str) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    edit_config(directory, files={**config["files"], name: "0" * 64})
+    with pytest.raises(InvalidArgumentError, match=r"outside the directory|not a file|readable"):
+        model_dir.load(directory)
+
+
+def test_a_pipe_is_not_read(directory: Path) -> None:
+    (directory / "card.md").unlink()
+    os.mkfifo(directory / "card.md")
+    with pytest.raises(InvalidArgumentError, match=r"card\.md: not a file"):
+        model_dir.load(directory)
+
+
+def test_terms_without_their_names_are_refused(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    for name in ("terms.json", "terms.safetensors"):
+        rest = {key: value for key, value in config["files"].items() if key != name}
+        edit_config(directory, files=rest)
+        with pytest.raises(InvalidArgumentError, match=f"lacks {name}"):
+            model_dir.load(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 200_000])
 def test_a_config_that_is_no_json_object(directory: Path, content: bytes) -> None:
     (directory / "config.json").write_bytes(content)
     with pytest.raises(InvalidArgumentError, match=r"config\.json"):
@@ -267,10 +304,58 @@ def test_item_ids_that_do_not_fit_are_refused(directory: Path, ids: Any, complai
         model_dir.load(directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "value", "complaint"),
+    [
+        ("golden", "vectors", np.zeros((5, DIMS), np.int64), "vectors is int64, not float32"),
+        ("golden", "lengths", np.array([3, -1, 3]), "not all integers"),
+        ("items", "residuals", np.zeros((2, DIMS), np.float16), "residuals is float16"),
+        ("items", "warm", np.array([0, 7]), "positions of 3 items"),
+        ("items", "warm", np.array([0.0, 1.0]), "warm is float64"),
+        ("terms", "idf", np.ones(3, np.int32), "idf is int32"),
+        ("projection", "weight_0", np.zeros((0, 10**12), np.float32), "no numbers"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    directory: Path, name: str, tensor: str, value: Any, complaint: str
+) -> None:
+    file = directory / f"{name}.safetensors"
+    save_file({**load_file(file), tensor: value}, file)
+    resign(directory, file.name)
+    with pytest.raises(InvalidArgumentError, match=f"{file.name}.*{complaint}"):
+        model_dir.load(directory)
+
+
+def test_numbers_that_numpy_does_not_have(directory: Path) -> None:
+    head = json.dumps({"start": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    data = len(head).to_bytes(8, "little") + head + b"\0\0"
+    (directory / "weights.safetensors").write_bytes(data)
+    resign(directory, "weights.safetensors")
+    with pytest.raises(InvalidArgumentError, match=r"weights\.safetensors"):
+        model_dir.load(directory)
+
+
 def test_a_file_of_rubbish_is_refused(directory: Path) -> None:
     (directory / "weights.safetensors").write_bytes(b"rubbish" * 20)
     resign(directory, "weights.safetensors")
     with pytest.raises(InvalidArgumentError, match="not a safetensors file"):
+        model_dir.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ranker/ranker.txt", b"tree\n"),
+        ("ranker/ranker.json", b"[" * 200_000),
+        ("type_model/next_type.txt", b"\xff"),
+        ("type_model/next_type.safetensors", b""),
+    ],
+)
+def test_a_damaged_part_is_refused(directory: Path, name: str, content: bytes) -> None:
+    (directory / name).parent.mkdir()
+    (directory / name).write_bytes(content)
+    resign(directory, name)
+    with pytest.raises(InvalidArgumentError, match=name.split("/")[0]):
         model_dir.load(directory)
 
 
