@@ -48,7 +48,9 @@ def whole_histories(
     events = [event for history in histories for event in history]
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
     index = served.type_index
-    time_us = np.fromiter((event.time_us for event in events), np.int64, len(events))
+    time_us = _ascending(
+        np.fromiter((event.time_us for event in events), np.int64, len(events)), lengths
+    )
     now = np.full(len(histories), time.time_ns() // 1_000)
     last = now.copy()
     some = lengths > 0
@@ -60,3 +62,14 @@ def whole_histories(
         lengths,
         asked_at(now, last, served.version.config.horizon),
     )
+
+
+def _ascending(time_us: Ints, lengths: Ints) -> Ints:
+    """Times of ragged histories: none before that of an event before it, as in training.
+
+    Inline events follow the stored ones, whatever time they give.
+    """
+    if (np.diff(time_us) >= 0).all():
+        return time_us
+    parts = np.split(time_us, np.cumsum(lengths)[:-1])
+    return np.concatenate([np.maximum.accumulate(part) for part in parts])

@@ -284,6 +284,19 @@ def test_rank_tells_what_the_user_would_do_with_each_item(
     assert not predict(predictor, k=1).items[0].behavior_types
 
 
+def test_inline_events_of_long_ago_count_as_of_the_last_stored_one(
+    predictor: "Stubs",
+) -> None:
+    def asked(second: int) -> pb.Prediction:
+        event = event_pb.Event(behavior_type="view", item_id="tea-1")
+        event.timestamp.FromMicroseconds(second * SECOND)
+        return predict(predictor, history=[event], k=5)
+
+    long_ago, at_the_last = asked(0), asked(EVENTS[5][1])
+    assert long_ago.items == at_the_last.items
+    assert long_ago.behavior_types == at_the_last.behavior_types
+
+
 def test_an_item_newer_than_the_version_can_be_answered(
     predictor: "Stubs",
     embedder: embedder_grpc.EmbedderServiceStub,
