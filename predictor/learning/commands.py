@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: nothing was written\n")
         return 130
+    if not result:
+        return 0
     text = json.dumps(result, ensure_ascii=False) if options.json else options.show(result)
     sys.stdout.write(text + "\n")
     return 0
@@ -208,6 +210,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             config=FitConfig(model_type=options.model, epochs=options.epochs, dims=options.dims),
             progress=True,
         )
+    if not trained.report:
+        return {}  # the first of several processes tells
     return {"version": trained.version, "path": str(trained.path), **trained.report}
 
 

@@ -23,6 +23,7 @@ from predictor.learning.data import Events, Targets, history_of, repeat_share
 from predictor.learning.evaluation import REPEATS, Space
 from predictor.learning.fitting import FitConfig
 from predictor.learning.model_card import model_card
+from predictor.learning.parallel import together
 from predictor.learning.parts import with_parts
 from predictor.learning.sequence_fitting import FittedSequence, fit_sequence
 from predictor.learning.sources import Dataset
@@ -58,6 +59,9 @@ def train(
 ) -> Trained:
     """Trains on a data set, evaluates beside the baselines, and writes a version directory.
 
+    Processes that torchrun starts fit the sequence model together; the first one does the rest,
+    and the others come back without a report.
+
     Args:
         dataset: events with vectors, see `sources`.
         out: the directory to write; its name becomes the version's.
@@ -83,7 +87,13 @@ def train(
         )
     part = divide(dataset, protocol)
     exclude = part.train.has_items and repeat_share(part.train) < REPEATS
-    fitted = fit_sequence(dataset, part, config, exclude_history=exclude, progress=progress)
+    with together() as place:
+        first = place.rank == 0
+        fitted = fit_sequence(
+            dataset, part, config, exclude_history=exclude, progress=progress and first
+        )
+    if not first:
+        return Trained(name, out, {})
     version = _assemble(name, dataset, part, fitted, exclude_history=exclude)
     version, parts = with_parts(
         answer(version, part.validation, fitted.space), dataset, part, protocol.seed,

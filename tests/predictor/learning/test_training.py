@@ -207,6 +207,20 @@ def test_an_existing_directory_is_told_before_training(
     assert time.monotonic() - begin < 5
 
 
+def test_two_processes_train_one_version(
+    folder: Path, items: Path, events: Path, embedder_address: str
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "predictor", "train", "--items", str(items)]
+    command += ["--events", str(events), "--out", str(folder / "two"), "--epochs", "1"]
+    command += ["--dims", "16", "--embedder", embedder_address, "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == "two"  # one process tells
+    model_dir.load(folder / "two").check_golden()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_training_leaves_nothing(
     folder: Path, items: Path, events: Path, embedder_address: str, sent: signal.Signals
