@@ -95,12 +95,14 @@ def train(
     if not first:
         return Trained(name, out, {})
     version = _assemble(name, dataset, part, fitted, exclude_history=exclude)
+    # The vectors that the files give, as serving has them: trees are sharp to the last bit.
+    space, warm = evaluation.read_space(version, dataset)
     version, parts = with_parts(
-        answer(version, part.validation, fitted.space), dataset, part, protocol.seed,
+        answer(version, part.validation, space), dataset, part, protocol.seed,
         progress=progress,
     )  # fmt: skip
-    answers = answer(version, part.test, fitted.space)
-    found = compare(answers, dataset, part, fitted.warm)
+    answers = answer(version, part.test, space)
+    found = compare(answers, dataset, part, warm)
     report: dict[str, Any] = {
         "protocol": describe(part, protocol, exclude_history=exclude),
         "parts": parts,
@@ -108,7 +110,7 @@ def train(
     }
     if not dataset.events.has_items:
         report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
-        report["next_type"] = own_text.next_type(version, fitted.space, part, report["types"])
+        report["next_type"] = own_text.next_type(version, space, part, report["types"])
     lineage = _lineage(dataset, fitted, begin)
     reports = {
         "metrics.json": report,

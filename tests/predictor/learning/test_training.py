@@ -150,7 +150,7 @@ def test_evaluate_repeats_what_training_measured(
         for method, metrics in report[part].items():
             for name, value in metrics.items():
                 if isinstance(value, float):
-                    assert again[part][method][name] == pytest.approx(value, abs=1e-4), name
+                    assert again[part][method][name] == pytest.approx(value, abs=1e-7), name
     status, out, _ = run(arguments, capsys)
     assert status == 0
     assert "hits_at_10" in out
