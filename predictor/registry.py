@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,12 +168,15 @@ def _sync(path: Path) -> None:
 
 def _own_metrics(report: Mapping[str, Any]) -> dict[str, float]:
     """The version's figures in its metrics.json, such as items.hits_at_10; no baseline's."""
-    return {
-        f"{part}.{name}": float(value)
-        for part in ("items", "types")
-        for name, value in report.get(part, {}).get(OWN, {}).items()
-        if isinstance(value, int | float)
-    }
+    metrics = {}
+    for part in ("items", "types"):
+        methods = report.get(part)
+        own = methods.get(OWN) if isinstance(methods, Mapping) else None
+        for name, value in own.items() if isinstance(own, Mapping) else ():
+            # An integer beyond the range of float is no figure.
+            if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+                metrics[f"{part}.{name}"] = float(value)
+    return metrics
 
 
 def page(

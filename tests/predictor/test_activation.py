@@ -399,3 +399,10 @@ def test_an_item_that_comes_back_has_its_text_only(
     assert activate(stubs, "one").model.items == 3
     assert not predict(stubs).fallback_reason
     clean(stubs, client)
+
+
+@pytest.mark.parametrize("own", [3, None, [1], {"a": "x", "b": 10**400, "c": float("nan")}])
+def test_a_report_of_another_form_has_no_figures(own: object) -> None:
+    own_metrics = registry._own_metrics
+    assert own_metrics({"items": own, "types": {"foretell": own}}) == {}
+    assert own_metrics({"types": {"foretell": {"accuracy": 0.5}}}) == {"types.accuracy": 0.5}
