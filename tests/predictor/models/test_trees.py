@@ -1,6 +1,7 @@
 """Trees that LightGBM would crash on are refused before it sees them."""
 
 import re
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -11,7 +12,8 @@ from predictor.models.trees import check_trees
 
 def grown(classes: int = 1, leaves: int = 7) -> str:
     rng = np.random.default_rng(0)
-    parameters = {"verbose": -1, "num_threads": 1, "min_data_in_leaf": 5, "num_leaves": leaves}
+    parameters: dict[str, Any] = {"verbose": -1, "num_threads": 1, "min_data_in_leaf": 5}
+    parameters["num_leaves"] = leaves
     if classes > 1:
         parameters |= {"objective": "multiclass", "num_class": classes}
     data = lightgbm.Dataset(rng.standard_normal((200, 6)), rng.integers(0, max(2, classes), 200))
