@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,26 +66,6 @@ class Examples:
         draw = np.random.default_rng(seed).random(len(self.pairs)) + self.label
         hits = np.bincount(self.pairs.row, self.label, len(self.targets))[self.pairs.row]
         return self.subset((self.pairs.rank(draw) < hits + negatives) & (hits > 0))
-
-    def at(self, rows: Ints, contexts: int) -> Examples:
-        """The same with other numbers of the contexts: `rows`, ascending, of `contexts`."""
-        targets = np.zeros(contexts, np.int64)
-        targets[rows] = self.targets
-        return replace(self, pairs=Pairs(rows[self.pairs.row], self.pairs.item), targets=targets)
-
-
-def concatenated(parts: Sequence[Examples]) -> Examples:
-    """Parts with the same numbers of contexts, each context in one of them; in order."""
-    row = np.concatenate([part.pairs.row for part in parts])
-    by = np.argsort(row, kind="stable")
-    item = np.concatenate([part.pairs.item for part in parts])[by]
-    return Examples(
-        Pairs(row[by], item),
-        np.concatenate([part.table for part in parts])[by],
-        np.concatenate([part.label for part in parts])[by],
-        np.concatenate([part.model for part in parts])[by],
-        np.sum([part.targets for part in parts], axis=0),
-    )
 
 
 def examples(

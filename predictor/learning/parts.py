@@ -84,7 +84,6 @@ def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple
     version = answers.version
     if not version.config.has_items:
         return version, {}
-    projection = version.projection
     fitted = fit_ranker(
         part.train,
         part.validation,
@@ -94,7 +93,6 @@ def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple
         repeats=not answers.exclude_history,
         seed=seed,
         model=ModelOutputs(answers.found.queries, answers.space.items),
-        plain=projection.apply(dataset.item_vectors, texts=dataset.item_texts),
     )
     if fitted is None:
         return _calibrated(version, answers.search_scorer, part.validation, part), {}

@@ -15,7 +15,6 @@ from predictor.learning.examples import (
     Examples,
     Floats,
     ModelOutputs,
-    concatenated,
     examples,
     measure,
 )
@@ -25,8 +24,7 @@ from predictor.models.candidates import Recipe
 from predictor.models.features import FeatureGroups, feature_names
 from predictor.models.history import Ints
 from predictor.models.pairs import Pairs
-from predictor.models.ranker import Ranker
-from predictor.models.tables import Tables
+from predictor.models.ranker import Ranker, place_new
 
 CUTS = 6
 """Earlier dates to learn from, where there are times and repeats."""
@@ -35,10 +33,6 @@ CUT_SHARE = 1 / 12
 FOLDS = 2
 MOST_CANDIDATES = 4_500_000
 """Candidates of the contexts of a part, at most: 2 GB of features."""
-NEW_SHARE = 0.1
-"""Of the items, shown as if they were new."""
-NEW_PARTS = 5
-"""Parts of the contexts, each with new items of its own."""
 OWN = 200
 """Own items that are candidates where some are bought again."""
 LEAST_CONTEXTS = 200
@@ -115,7 +109,6 @@ def fit_ranker(
     repeats: bool,
     seed: int,
     model: ModelOutputs | None = None,
-    plain: Vectors | None = None,
     popularity: bool = True,
 ) -> FittedRanker | None:
     """Fits a ranker and measures it where it has not learned.
@@ -135,8 +128,6 @@ def fit_ranker(
         horizon: of the split, in microseconds.
         repeats: whether items of the history may be answered.
         model: its outputs for the validation part.
-        plain: (items, dims) vectors in the model's space from the texts alone; with them the
-            ranker also learns how new items look.
         popularity: whether to read how popular an item is.
 
     Returns:
@@ -152,7 +143,7 @@ def fit_ranker(
             train, validation, text_vectors, replace(groups, model=False), horizon, seed
         )
     else:
-        fitted = _from_validation(train, validation, text_vectors, groups, model, plain, kind, seed)
+        fitted = _from_validation(train, validation, text_vectors, groups, model, kind, seed)
     if fitted is None or fitted.search is None:
         return fitted
     better = fitted.validation["ndcg_at_10"] > fitted.search["ndcg_at_10"]
@@ -202,7 +193,6 @@ def _from_validation(
     text_vectors: Vectors,
     groups: FeatureGroups,
     model: ModelOutputs | None,
-    plain: Vectors | None,
     kind: SplitKind,
     seed: int,
 ) -> FittedRanker | None:
@@ -221,18 +211,15 @@ def _from_validation(
     held = examples(tables, recipe, groups, targets, model)
     fold = np.random.default_rng(seed).integers(0, FOLDS, len(targets))
     held_fold = fold[held.pairs.row]
-    if plain is None:
-        shown = held.sample(options.negatives, seed)
-    else:
-        shown = _with_new_items(
-            tables, recipe, groups, targets, model, plain, options.negatives, seed
-        )
+    shown = held.sample(options.negatives, seed)
     if len(_sizes(shown.pairs)) < LEAST_CONTEXTS:
         return None
     scores = np.zeros(len(held.pairs), np.float32)
     for number in range(FOLDS):
         trees = fit_trees([shown.subset(fold[shown.pairs.row] != number)], groups, options, seed)
         scores[held_fold == number] = predict(trees, held.subset(held_fold == number))
+    if model is not None:
+        scores = place_new(held.pairs, scores, held.model, tables.new(held.pairs.item))
     figures = measure(held, scores)
     search = None if model is None else measure(held, held.model)
     trees = fit_trees([shown], groups, options, seed)
@@ -253,37 +240,6 @@ def _last_baskets(events: Events) -> NDArray[np.bool_]:
     last[some] = events.basket[events.first_of_user[1:][some] - 1]
     masked: NDArray[np.bool_] = events.basket == last[events.user]
     return masked
-
-
-def _with_new_items(
-    tables: Tables,
-    recipe: Recipe,
-    groups: FeatureGroups,
-    targets: Targets,
-    model: ModelOutputs | None,
-    plain: Vectors,
-    negatives: int,
-    seed: int,
-) -> Examples:
-    """Examples where some items, others for each part of the contexts, look as if they were new:
-    without statistics, placed by their texts alone."""
-    rng = np.random.default_rng(seed + 1)
-    part_of = rng.integers(0, NEW_PARTS, len(targets))
-    parts = []
-    for number in range(NEW_PARTS):
-        hide = rng.random(tables.items) < NEW_SHARE
-        there = part_of == number
-        seen = model
-        if model is not None:
-            items = np.where(hide[:, None], plain, model.items)
-            seen = ModelOutputs(model.queries[there], items)
-        found = examples(
-            tables.without(hide), recipe, groups, targets.subset(there), seen,
-            negatives=negatives, seed=seed + number,
-        )  # fmt: skip
-        rows = np.flatnonzero(there)
-        parts.append(found.at(rows, len(targets)))
-    return concatenated(parts)
 
 
 def _some(targets: Targets, recipe: Recipe, seed: int) -> Targets:

@@ -180,7 +180,8 @@ def _model(
     own = vectors(pairs.item)
     near = np.zeros((*recent.shape, own.shape[1]), np.float32)
     near.reshape(-1, own.shape[1])[known] = vectors(recent.ravel()[known])
-    cosine = _cosines(_unit(own), _unit(near), pairs.row)
+    # Trees must not split between numbers that differ in what another machine rounds otherwise.
+    cosine = np.round(_cosines(_unit(own), _unit(near), pairs.row), 4)
     yield "model_cosine_last", cosine[:, 0]
     yield "model_cosine_best", cosine.max(axis=1)
     yield "model_cosine_mean", cosine.mean(axis=1)

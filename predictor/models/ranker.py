@@ -24,6 +24,9 @@ from predictor.models.tables import Tables
 FILE = "ranker.json"
 TREES = "ranker.txt"
 
+STEP = 1e-5
+"""Between scores of items that are put side by side."""
+
 
 @dataclass(frozen=True)
 class Ranker:
@@ -75,7 +78,10 @@ class Ranker:
             vectors: gives (n, dims) item vectors in the model's space for indices of items.
         """
         table = features(self.tables, histories, pairs, model_scores, vectors, self.groups)
-        return self.score_features(table)
+        scores = self.score_features(table)
+        if not self.groups.model:
+            return scores
+        return place_new(pairs, scores, model_scores, self.tables.new(pairs.item))
 
     def score_features(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
         """(pairs,) from the features of pairs."""
@@ -123,6 +129,48 @@ class Ranker:
         if not names == feature_names(groups) == tuple(read):
             raise ValueError(f"{FILE}: the features are not the ones that this code computes")
         return ranker
+
+
+def place_new(
+    pairs: Pairs,
+    scores: NDArray[np.float32],
+    model_scores: NDArray[np.float32],
+    new: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """Scores in which items that nobody had yet keep the places that the model gives them.
+
+    Trees that learn from what happened learn that an item without events does not happen. The
+    model places such an item by its text, among all candidates; the others keep the trees' order
+    around it.
+
+    Args:
+        pairs: the candidates.
+        scores: (pairs,) of the trees.
+        model_scores: (pairs,) of the sequence model; NaN is the lowest.
+        new: (pairs,) whether the item is new.
+
+    Returns:
+        (pairs,): of the others, the scores as they were; a new item's lies just below the one of
+        the place before.
+    """
+    if not new.any():
+        return scores
+    model_scores = np.nan_to_num(model_scores, nan=-np.inf)
+    place = pairs.rank(model_scores)
+    among_new = pairs.rank(np.where(new, -place.astype(np.float64), -np.inf))
+    among_old = pairs.rank(np.where(new, -np.inf, scores))
+    # A new item lies behind as many old ones as the model scores higher.
+    behind = place - among_new
+    by = np.lexsort((among_new, np.where(new, behind - 0.5, among_old), pairs.row))
+    last_old = np.maximum.accumulate(np.where(new[by], -1, np.arange(len(by))))
+    found = scores.copy()
+    below = np.empty_like(scores)
+    below[by] = scores[by][np.maximum(last_old, 0)]
+    highest = pairs.per_row(np.where(new, -np.inf, scores), np.maximum)
+    step = STEP * (1 + among_new)
+    first = np.where(np.isfinite(highest), highest + STEP / (1 + among_new), model_scores)
+    found[new] = np.where(behind == 0, first, below - step)[new]
+    return found
 
 
 def _check(values: Mapping[str, Any], kind: type[int]) -> None:

@@ -81,13 +81,6 @@ class Tables:
             np.zeros(0, np.int32),
         )
 
-    def without(self, hide: NDArray[np.bool_]) -> Tables:
-        """The tables as if some items (items,) had no events: to train the ranker on new items."""
-        statistics = np.where(hide[:, None], np.float32(0), self.statistics)
-        neighbours = {kind: _without(table, hide) for kind, table in self.neighbours.items()}
-        popular = self.popular[~hide[self.popular]]
-        return Tables(statistics, neighbours, self.texts, self.category, self.gap_days, popular)
-
     @cached_property
     def padded(self) -> Floats:
         """(items + 1, statistics): the last row is for items without any."""
@@ -107,6 +100,11 @@ class Tables:
         """Rows of the padded arrays: the item's own, or the last."""
         known: Ints = np.where((item >= 0) & (item < self.items), item, self.items)
         return known
+
+    def new(self, item: Ints) -> NDArray[np.bool_]:
+        """(n,) which items have no events that the tables know of."""
+        unknown: NDArray[np.bool_] = self.padded[self.row(item), 0] == 0
+        return unknown
 
     def files(self) -> dict[str, bytes]:
         """The tables as bytes, see `load`."""
@@ -186,10 +184,3 @@ def _take(
 def _padded(values: Floats) -> Floats:
     padded: Floats = np.concatenate([values, np.zeros_like(values[:1], shape=(1, values.shape[1]))])
     return padded
-
-
-def _without(table: Neighbours, hide: NDArray[np.bool_]) -> Neighbours:
-    item = table.item.copy()
-    item[hide] = -1
-    item[(item >= 0) & hide[item]] = -1
-    return Neighbours(item, table.weight, table.share)

@@ -20,7 +20,7 @@ from predictor.models.candidates import Recipe
 from predictor.models.history import Histories
 from predictor.models.pairs import Pairs
 from predictor.models.ranker import Ranker
-from predictor.models.tables import KINDS, STATISTICS, Tables
+from predictor.models.tables import STATISTICS
 
 ITEMS = 60
 WEEK = 7 * 86_400_000_000
@@ -148,17 +148,6 @@ def test_a_chain_is_learned_from_the_validation_part() -> None:
     assert fitted.validation["ndcg_at_10"] > fitted.search["ndcg_at_10"] + 0.2
     found = ranked(fitted.ranker, part.test, noise_model(part.test))
     assert measure(found, fitted.ranker.score_features(found.table))["ndcg_at_10"] > 0.4
-
-
-def test_new_items_are_learned_with_vectors_from_texts_alone() -> None:
-    part = chain_part()
-    model = noise_model(part.validation)
-    fitted = fit_ranker(
-        part.train, part.validation, texts(), kind="leave-one-out", horizon=0, repeats=False,
-        seed=1, model=model, plain=model.items,
-    )  # fmt: skip
-    assert fitted is not None
-    assert fitted.validation["ndcg_at_10"] > 0.4
 
 
 def test_a_ranker_that_loses_is_none() -> None:
@@ -311,19 +300,6 @@ def test_neighbours_are_those_of_a_plain_count() -> None:
         )
         assert (np.diff(table.share[item]) <= 0).all()
         assert there.sum() == min(50, np.count_nonzero(counts[item]))
-
-
-def test_hidden_items_look_like_items_without_events() -> None:
-    tables = fit_tables(chain_part().train, texts(), 0, 0)
-    hide = np.zeros(ITEMS, np.bool_)
-    hide[7] = True
-    hidden = tables.without(hide)
-    assert not hidden.statistics[7].any()
-    assert 7 not in hidden.popular
-    for kind in KINDS:
-        assert (hidden.neighbours[kind].item[7] == -1).all()
-        assert not (hidden.neighbours[kind].item == 7).any()
-    assert isinstance(hidden, Tables)
 
 
 def test_negatives_are_sampled_beside_all_hits() -> None:

@@ -8,13 +8,15 @@ from functools import cache
 import lightgbm
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from predictor.models.candidates import Recipe, candidates
 from predictor.models.features import FeatureGroups, feature_names
 from predictor.models.history import Histories
 from predictor.models.pairs import Groups, Pairs
-from predictor.models.ranker import Ranker
+from predictor.models.ranker import Ranker, place_new
 from predictor.models.tables import KINDS, STATISTICS, Neighbours, Tables
 
 GROUPS = FeatureGroups(has_times=True, repeats=True)
@@ -146,3 +148,46 @@ def test_odd_tables_are_refused(name: str, value: np.ndarray, said: str) -> None
     tensors = load(files()["tables.safetensors"]) | {name: value}
     with pytest.raises(ValueError, match=said):
         Ranker.load({**files(), "tables.safetensors": save(tensors)})
+
+
+def placed(scores: list[float], model: list[float], new: list[bool]) -> list[int]:
+    """Candidates of one history, best first."""
+    pairs = Pairs(np.zeros(len(scores), np.int64), np.arange(len(scores)))
+    found = place_new(
+        pairs, np.array(scores, np.float32), np.array(model, np.float32), np.array(new)
+    )
+    order: list[int] = np.argsort(-found, kind="stable").tolist()
+    return order
+
+
+def test_new_items_keep_the_places_that_the_model_gives_them() -> None:
+    nan = float("nan")
+    # The trees' order of old items is 3 2 1; the model's of all: 0 (new), 1, 4 (new), 2, 3.
+    assert placed([-9, 1, 2, 3, -9], [9, 8, 6, 5, 7], [True, False, False, False, True]) == [
+        0, 3, 4, 2, 1,
+    ]  # fmt: skip
+    assert placed([1, 2], [nan, 0], [True, False]) == [1, 0]
+    assert placed([1, 2, 3], [3, 1, 2], [True, True, True]) == [0, 2, 1]
+    assert placed([1, 2, 3], [3, 1, 2], [False, False, False]) == [2, 1, 0]
+    # Several new ones on one place keep the model's order.
+    assert placed([0, 5, 0, 0], [4, 1, 3, 2], [True, False, True, True]) == [0, 2, 3, 1]
+    assert placed([0, 5, 0, 0], [2, 9, 3, 1], [True, False, True, True]) == [1, 2, 0, 3]
+
+
+@given(st.data())
+def test_histories_are_placed_apart_and_old_scores_stay(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    total = sum(sizes)
+    numbers = st.lists(st.integers(-20, 20), min_size=total, max_size=total)
+    scores = np.array(data.draw(numbers), np.float32)
+    model = np.array(data.draw(numbers), np.float32)
+    new = np.array(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)))
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    pairs = Pairs(row, np.concatenate([np.arange(size) for size in sizes]))
+    together = place_new(pairs, scores, model, new)
+    assert np.array_equal(together[~new], scores[~new])
+    assert np.isfinite(together).all()
+    for number in range(len(sizes)):
+        own = row == number
+        one = Pairs(row[own] * 0, pairs.item[own])
+        assert np.array_equal(place_new(one, scores[own], model[own], new[own]), together[own])
