@@ -11,16 +11,17 @@ import numpy as np
 
 from bench.harness import Figures
 from bench.paired import paired_bootstrap, paired_macro_f1
-from predictor.learning import evaluation, training
-from predictor.learning.answers import Answers, answer
-from predictor.learning.baselines import item_baselines
-from predictor.learning.metrics import ItemHits, ItemScorer, item_hits, users
+from predictor.learning import training
+from predictor.learning.measures import evaluation
+from predictor.learning.measures.answers import Answers, answer
+from predictor.learning.measures.baselines import item_baselines
+from predictor.learning.measures.metrics import ItemHits, ItemScorer, item_hits, users
+from predictor.learning.measures.type_baselines import type_baselines
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split
-from predictor.learning.type_baselines import type_baselines
 from predictor.models import model_dir
 from predictor.models.history import NONE
-from predictor.models.pairs import Pairs
+from predictor.models.ranking.pairs import Pairs
 
 TIMED_USERS = 200
 

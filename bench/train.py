@@ -34,9 +34,9 @@ import torch
 from bench import datasets, harness, rectools
 from bench.harness import Budget, Figures, say
 from predictor.learning import sources, training
-from predictor.learning.fitting import Epoch
-from predictor.learning.recipe import FitConfig
-from predictor.learning.sequence_fitting import fit_sequence
+from predictor.learning.sequence.fitting import Epoch
+from predictor.learning.sequence.recipe import FitConfig
+from predictor.learning.sequence.training import fit_sequence
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol
 

@@ -12,8 +12,8 @@ from typing import Any
 from bench import stored
 from bench.harness import Figures
 from bench.stored import Stored
-from predictor.learning.comparison import SEQUENCE
-from predictor.learning.recipe import FitConfig
+from predictor.learning.measures.comparison import SEQUENCE
+from predictor.learning.sequence.recipe import FitConfig
 from predictor.learning.splits import Protocol
 from predictor.models.version import OWN
 

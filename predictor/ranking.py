@@ -17,7 +17,7 @@ from predictor.activation import ServedModel
 from predictor.events import PastEvent
 from predictor.histories import ItemNumbers, whole_histories
 from predictor.models.history import Ints
-from predictor.models.pairs import Pairs
+from predictor.models.ranking.pairs import Pairs
 
 
 class RankRequest(NamedTuple):

@@ -23,12 +23,13 @@ import torch
 from foretell import Client
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
-from predictor.learning import comparison, sources, training
-from predictor.learning.fitting import FitConfig
+from predictor.learning import sources, training
+from predictor.learning.measures import comparison
+from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import SPLITS, Protocol
 from predictor.models import model_dir
-from predictor.models.encoders import model_types
+from predictor.models.sequence.encoders import model_types
 from predictor.registry import register
 from predictor.settings import PredictorSettings
 
@@ -249,7 +250,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(folder: Path, found: comparison.Comparison, dataset: Dataset) -> None:
     """Writes the pictures into a folder."""
-    from predictor.learning import drawing  # of the extra `train`, which --json alone does without
+    from predictor.learning.reports import (
+        drawing,  # of the extra `train`, which --json alone does without
+    )
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in drawing.draw(found, dataset).items():

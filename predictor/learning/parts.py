@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from predictor.learning import calibration
-from predictor.learning.answers import Answers
 from predictor.learning.data import Targets
-from predictor.learning.evaluation import measure_types
-from predictor.learning.examples import ModelOutputs
-from predictor.learning.metrics import ItemScorer, item_hits, item_metrics, ranked_candidates
-from predictor.learning.ranking import fit_ranker
+from predictor.learning.measures import calibration
+from predictor.learning.measures.answers import Answers
+from predictor.learning.measures.evaluation import measure_types
+from predictor.learning.measures.metrics import (
+    ItemScorer,
+    item_hits,
+    item_metrics,
+    ranked_candidates,
+)
+from predictor.learning.ranking.examples import ModelOutputs
+from predictor.learning.ranking.fitting import fit_ranker
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
-from predictor.learning.type_fitting import fit_type_models
+from predictor.learning.types.fitting import fit_type_models
 from predictor.models.calibration import CANDIDATES
-from predictor.models.type_models import ItemTypeModel, TypeModel
+from predictor.models.types.models import ItemTypeModel, TypeModel
 from predictor.models.version import Version
 
 Report = dict[str, Any]

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 
 from foretell.errors import InvalidArgumentError
-from predictor.learning import calibration, evaluation
-from predictor.learning.answers import answer
-from predictor.learning.comparison import compare
 from predictor.learning.data import Events, Targets, history_of, repeat_share
-from predictor.learning.evaluation import REPEATS, Space
-from predictor.learning.fitting import FitConfig
-from predictor.learning.model_card import model_card
-from predictor.learning.parallel import together
+from predictor.learning.measures import calibration, evaluation
+from predictor.learning.measures.answers import answer
+from predictor.learning.measures.comparison import compare
+from predictor.learning.measures.evaluation import REPEATS, Space
 from predictor.learning.parts import with_parts
-from predictor.learning.sequence_fitting import FittedSequence, fit_sequence
+from predictor.learning.reports.model_card import model_card
+from predictor.learning.sequence.fitting import FitConfig
+from predictor.learning.sequence.parallel import together
+from predictor.learning.sequence.training import FittedSequence, fit_sequence
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models import model_dir
 from predictor.models.calibration import CANDIDATES, ItemCalibration
-from predictor.models.encoders import model_types
 from predictor.models.history import HistoryBatch
+from predictor.models.sequence.encoders import model_types
 from predictor.models.version import Golden, Version, VersionConfig
 
 GOLDEN_HISTORIES = 8
@@ -74,7 +74,7 @@ def train(
             version name.
     """
     # Of the extra `train`, which serving does without; here, so that it is missed at once.
-    from predictor.learning import drawing, own_text
+    from predictor.learning.reports import drawing, own_text
 
     begin = time.monotonic()
     protocol = protocol or Protocol()

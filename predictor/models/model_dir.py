@@ -39,12 +39,12 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Activation, AffineLayer, Projection
 from foretell.terms import TermRows
 from foretell.vectors import Vectors
-from predictor.models.encoders import ENCODERS
 from predictor.models.history import GAPS, HistoryBatch, Ints
-from predictor.models.ranker import Ranker
-from predictor.models.sequence import SequenceNetwork
+from predictor.models.ranking.ranker import Ranker
+from predictor.models.sequence.encoders import ENCODERS
+from predictor.models.sequence.network import SequenceNetwork
 from predictor.models.trees import check_trees
-from predictor.models.type_models import ItemTypeModel, TypeModel
+from predictor.models.types.models import ItemTypeModel, TypeModel
 from predictor.models.version import VERSION_NAME, Golden, Version, VersionConfig
 
 PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {

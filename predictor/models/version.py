@@ -15,9 +15,9 @@ from foretell.projection import Projection
 from foretell.vectors import Vectors
 from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HISTORY_EVENTS, HistoryBatch, Ints
-from predictor.models.ranker import Ranker
-from predictor.models.sequence import NetworkConfig, SequenceNetwork
-from predictor.models.type_models import ItemTypeModel, TypeModel
+from predictor.models.ranking.ranker import Ranker
+from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
+from predictor.models.types.models import ItemTypeModel, TypeModel
 
 VERSION_NAME = r"[a-z0-9][a-z0-9._-]{0,48}"
 """Names that, with `.behaviors` behind them, are names of collections."""

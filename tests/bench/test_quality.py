@@ -8,8 +8,8 @@ import pytest
 from bench import quality, stored, trials
 from bench.trials import Trial
 from predictor.learning import sources
-from predictor.learning.comparison import SEQUENCE
-from predictor.learning.recipe import FitConfig
+from predictor.learning.measures.comparison import SEQUENCE
+from predictor.learning.sequence.recipe import FitConfig
 from predictor.models.version import OWN
 
 TRIAL = Trial(

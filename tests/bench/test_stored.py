@@ -10,7 +10,7 @@ from bench.stored import Stored
 from foretell.importing import EventColumns
 from predictor.learning.data import to_events
 from predictor.learning.splits import Protocol, split
-from predictor.models.pairs import Pairs
+from predictor.models.ranking.pairs import Pairs
 
 ITEMS = 40
 

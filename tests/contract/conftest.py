@@ -145,7 +145,7 @@ def _registrar(data: Path, folder: Path, embedder_address: str) -> RegisterModel
     from predictor.models import model_dir
     from predictor.models.calibration import ItemCalibration, TypeCalibration
     from predictor.models.history import history_batch
-    from predictor.models.sequence import NetworkConfig, SequenceNetwork
+    from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
     from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig
 
     def register(version: str, behavior_types: Sequence[str]) -> None:

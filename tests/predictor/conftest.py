@@ -23,7 +23,7 @@ from predictor.__main__ import main as predictor_main
 from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import history_batch
 from predictor.models.model_dir import write
-from predictor.models.sequence import NetworkConfig, SequenceNetwork
+from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
 from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig
 from serving.process import ServiceProcess, started
 

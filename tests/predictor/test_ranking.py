@@ -17,14 +17,14 @@ from foretell.predictor.v1 import model_service_pb2 as model_pb
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.vectors import Vectors, from_block
 from predictor.models import model_dir
-from predictor.models.candidates import Recipe
-from predictor.models.features import FeatureGroups, feature_names
 from predictor.models.history import Histories, history_batch
-from predictor.models.pairs import Pairs
-from predictor.models.ranker import Ranker
-from predictor.models.tables import KINDS, STATISTICS, Neighbours, Tables
-from predictor.models.type_models import NO_HISTORY, ItemTypeModel, Rule, TypeModel
-from predictor.models.type_tables import ItemTypes
+from predictor.models.ranking.candidates import Recipe
+from predictor.models.ranking.features import FeatureGroups, feature_names
+from predictor.models.ranking.pairs import Pairs
+from predictor.models.ranking.ranker import Ranker
+from predictor.models.ranking.tables import KINDS, STATISTICS, Neighbours, Tables
+from predictor.models.types.models import NO_HISTORY, ItemTypeModel, Rule, TypeModel
+from predictor.models.types.tables import ItemTypes
 from predictor.models.version import Version
 from serving.process import ServiceProcess, started
 

@@ -14,7 +14,7 @@ from predictor.events import PastEvent
 from predictor.learning.data import history_of, to_events, training_targets
 from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HistoryBatch
-from predictor.models.sequence import NetworkConfig
+from predictor.models.sequence.network import NetworkConfig
 from predictor.models.version import EncoderConfig, Version, VersionConfig
 from predictor.reading import tokens, type_shares
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from predictor.learning import commands, evaluation, sources, training
+from predictor.learning import commands, sources, training
 from predictor.learning.data import history_of
-from predictor.learning.fitting import FitConfig
+from predictor.learning.measures import evaluation
+from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.splits import Protocol
 from predictor.models import model_dir
 from serving.process import ServiceProcess

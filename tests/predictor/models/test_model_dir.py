@@ -20,7 +20,7 @@ from foretell.terms import TermRows
 from predictor.models import model_dir
 from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import history_batch
-from predictor.models.sequence import NetworkConfig, SequenceNetwork
+from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
 from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
 
 DIMS, COLS = 4, 6

@@ -1,0 +1,120 @@
+"""What a version answers for targets: the very steps of serving, on arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor.learning.data import Targets
+from predictor.learning.measures.evaluation import Space, item_scorer, outputs
+from predictor.learning.measures.metrics import Floats, ItemScorer, batches, ranked_candidates
+from predictor.learning.measures.type_metrics import TypeScorer
+from predictor.learning.ranking.examples import ModelOutputs, searched
+from predictor.models.history import NONE, Histories, Ints
+from predictor.models.ranking.pairs import Pairs
+from predictor.models.ranking.ranker import Ranker
+from predictor.models.sequence.network import Outputs
+from predictor.models.version import Version
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A version, some targets, and what its network says of them."""
+
+    version: Version
+    targets: Targets
+    space: Space
+    """The data set's vectors in the version's space. Its items are the version's, then newer."""
+    found: Outputs
+
+    @property
+    def exclude_history(self) -> bool:
+        """Whether items of the history are left out."""
+        return self.version.config.repeats == "excluded"
+
+    @property
+    def item_scorer(self) -> ItemScorer:
+        """Scores of all items; those that are no candidates of the ranker are never hit."""
+        if self.version.ranker is None:
+            return self.search_scorer
+        pairs, scores = self.ranked
+        return ranked_candidates(pairs.row, pairs.item, scores, len(self.space.items))
+
+    @property
+    def search_scorer(self) -> ItemScorer:
+        """Scores of the sequence model alone."""
+        return item_scorer(self.found, self.space)
+
+    @cached_property
+    def ranked(self) -> tuple[Pairs, Floats]:
+        """Candidates (context, item) of the ranker with their scores."""
+        ranker = self.version.ranker
+        assert ranker is not None
+        parts = [self._rank(ranker, rows) for rows in batches(len(self.targets))]
+        row = np.concatenate([pairs.row for pairs, _ in parts])
+        item = np.concatenate([pairs.item for pairs, _ in parts])
+        return Pairs(row, item), np.concatenate([scores for _, scores in parts])
+
+    def _rank(self, ranker: Ranker, rows: slice) -> tuple[Pairs, Floats]:
+        histories = self.targets.histories(rows)
+        model = ModelOutputs(self.found.queries, self.space.items)
+        repeats = not self.exclude_history
+        hits = searched(model, ranker.recipe.searched, rows, histories, repeats=repeats)
+        pairs = ranker.candidates(histories, hits, repeats=repeats)
+        queries = self.found.queries[rows][pairs.row]
+        model_scores = np.einsum("nd,nd->n", queries, self.space.items[pairs.item])
+        scores = ranker.score(
+            histories, pairs, model_scores, lambda item: self.space.items[np.maximum(item, 0)]
+        )
+        return Pairs(pairs.row + rows.start, pairs.item), scores
+
+    @cached_property
+    def type_probabilities(self) -> NDArray[np.float32]:
+        """(contexts, types)."""
+        model = self.version.type_model
+        if model is not None:
+            return model.predict(whole(self.targets))
+        return self.version.config.type_calibration.probabilities(self.found.type_logits)
+
+    @property
+    def chosen_types(self) -> Ints:
+        """(contexts,) the one type to name, by the version's decision rule."""
+        model = self.version.type_model
+        if model is not None:
+            return model.choose(self.type_probabilities)
+        chosen: Ints = self.type_probabilities.argmax(axis=1)
+        return chosen
+
+    def line_types(self) -> tuple[Floats, Ints, Ints]:
+        """Of the lines that have a type and an item: the item known, (lines, types) probabilities,
+        the type to name and the true one.
+
+        Raises:
+            ValueError: the version has no model of types given items.
+        """
+        model = self.version.item_type_model
+        if model is None:
+            raise ValueError("the version has no model of types given items")
+        targets = self.targets
+        some = (targets.type != NONE) & (targets.item != NONE)
+        probabilities = model.predict(whole(targets), targets.row[some], targets.item[some])
+        return probabilities, model.choose(probabilities), targets.type[some]
+
+    @property
+    def type_scorer(self) -> TypeScorer:
+        """The probabilities of some contexts."""
+        return lambda targets, rows: self.type_probabilities[rows]
+
+
+def answer(version: Version, targets: Targets, space: Space) -> Answers:
+    """Reads every history of the targets."""
+    found = outputs(version.network, targets, space, version.config.history_length)
+    return Answers(version, targets, space, found)
+
+
+def whole(targets: Targets) -> Histories:
+    """The histories of all contexts."""
+    return targets.histories(slice(0, len(targets)))

@@ -1,0 +1,1 @@
+"""From training events to a fitted ranker."""

@@ -1,0 +1,1 @@
+"""What a version tells people: pictures, model card, tables."""

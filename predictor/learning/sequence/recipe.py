@@ -1,0 +1,162 @@
+"""How a sequence model is fitted: what is not said is derived from the data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from predictor.learning.data import Events, repeat_share
+from predictor.learning.measures.evaluation import REPEATS
+from predictor.models.history import Ints
+
+FULL_SOFTMAX_ITEMS = 50_000
+"""Largest catalogue whose items are all compared by default."""
+
+NEGATIVES = 4_096
+"""Items sampled per step by default, for larger catalogues."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What the caller says about how to fit; fields as in Recipe, None: derived from the data."""
+
+    model_type: str | None = None
+    epochs: int | None = None
+    patience: int | None = None
+    dims: int | None = None
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    history_length: int | None = None
+    traces: bool | None = None
+    dropout: float | None = None
+    input_dropout: float | None = None
+    row_dropout: float | None = None
+    term_dropout: float | None = None
+    text_dims: int | None = None
+    terms: bool | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    averaging: float | None = None
+    clip: float | None = None
+    batch_contexts: int | None = None
+    batch_tokens: int | None = None
+    basket_power: float | None = None
+    negatives: int | None = None
+    popularity_discount: float | None = None
+    type_weight: float | None = None
+    gap_weight: float | None = None
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fit, complete. `resolve` makes one."""
+
+    model_type: str
+    """One of `encoders.model_types()`."""
+    epochs: int
+    """At most; the learning rate falls to its end over as many."""
+    patience: int
+    """Epochs without a better validation score before it stops."""
+    dims: int
+    """Dimensions of the model's space."""
+    hidden: int
+    """Width of the encoder's states."""
+    layers: int
+    heads: int
+    history_length: int
+    """Events of a history that are read."""
+    traces: bool
+    """Whether fading sums of what was read lead to the heads."""
+    dropout: float
+    """Of states in the encoder."""
+    input_dropout: float
+    """Of tokens."""
+    row_dropout: float
+    """Probability of an item's residual being left out, so that the text learns to stand alone."""
+    term_dropout: float
+    """Probability of a term of a text being left out."""
+    text_dims: int
+    """Principal axes of the text vectors that the projection reads; 0 leaves text vectors out."""
+    terms: bool
+    """Whether terms of the texts have learned rows."""
+    learning_rate: float
+    weight_decay: float
+    averaging: float
+    """Decay of the moving average of the weights, which is what is evaluated and kept."""
+    clip: float
+    """Largest norm of the gradient."""
+    batch_contexts: int
+    """Contexts (baskets to be predicted) in a step, about."""
+    batch_tokens: int
+    """Events in a step, at most, about."""
+    basket_power: float
+    """A basket counts as its size to this power: 1 every line alike, 0 every basket alike."""
+    negatives: int
+    """Items sampled per step for the softmax; 0: all."""
+    popularity_discount: float
+    """This power of its popularity an item's score is learned beside, and lacks in answers."""
+    type_weight: float
+    """Of the behavior types' loss; the items' has 1."""
+    gap_weight: float
+    """Of the time gaps' loss."""
+    seed: int
+
+
+def resolve(config: FitConfig, events: Events) -> Recipe:
+    """Fills in what is None from the training events.
+
+    - Users who repeat items (baskets of a shop): traces carry what they buy again, beside an LSTM;
+      else a transformer, and learned rows for the terms of the texts.
+    - Histories: 50 events where nine in ten users have no more, else 200.
+    - Softmax: over all items up to FULL_SOFTMAX_ITEMS, above over a sample.
+    - Steps: some hundred an epoch, within bounds; fewer leave small data unlearned.
+    - Time gaps are learned where there are times.
+    """
+    usual: dict[str, Any] = {
+        **_COMMON,
+        **(_REPEATED if repeat_share(events) >= REPEATS else _NEW),
+        "history_length": 50 if np.percentile(_lengths(events), 90) <= 50 else 200,
+        "negatives": 0 if len(events.item_ids) <= FULL_SOFTMAX_ITEMS else NEGATIVES,
+        "gap_weight": 0.1 if events.has_times else 0.0,
+    }
+    contexts = len(events.first_of_basket) - 1
+    usual["batch_contexts"] = int(np.clip(contexts // usual.pop("steps"), 16, usual.pop("most")))
+    made = usual | {name: value for name, value in asdict(config).items() if value is not None}
+    made.setdefault("hidden", made["dims"])
+    made.setdefault("heads", 1 if made["hidden"] % 2 else 2)
+    # A recurrent encoder over repeats was learned best in large steps, a transformer in small.
+    recurrent = made["traces"] and made["model_type"] in ("gru", "lstm")
+    made.setdefault("learning_rate", 0.015 if recurrent else 0.0025)
+    return Recipe(**made)
+
+
+def _lengths(events: Events) -> Ints:
+    """Events of each user who has any."""
+    lengths = np.diff(events.first_of_user)
+    return lengths[lengths > 0]
+
+
+_COMMON = {
+    "patience": 3, "clip": 5.0, "batch_tokens": 16_384, "basket_power": 0.5, "type_weight": 1.0,
+    "layers": 1,
+}  # fmt: skip
+
+_REPEATED = {
+    "model_type": "lstm", "epochs": 10, "dims": 64, "hidden": 128, "traces": True,
+    "dropout": 0.1, "input_dropout": 0.1, "row_dropout": 0.1, "term_dropout": 0.3,
+    "text_dims": 128, "terms": False, "weight_decay": 0.01, "averaging": 0.99,
+    "popularity_discount": 0.0,
+    "steps": 250, "most": 256,
+}  # fmt: skip
+
+_NEW = {
+    "model_type": "transformer", "epochs": 13, "dims": 128, "traces": False,
+    "dropout": 0.4, "input_dropout": 0.3, "row_dropout": 0.2, "term_dropout": 0.3,
+    "text_dims": 384, "terms": True, "weight_decay": 0.0, "averaging": 0.995,
+    "popularity_discount": 0.25,
+    "steps": 128, "most": 1024,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""From training events to fitted type models."""

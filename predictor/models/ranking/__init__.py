@@ -1,0 +1,1 @@
+"""The ranker: candidates, features, trees."""

@@ -1,0 +1,1 @@
+"""Models of behavior types: of the next event, and given its item."""
