@@ -22,7 +22,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from foretell.errors import InvalidArgumentError
@@ -45,6 +42,15 @@ from predictor.models.sequence.encoders import ENCODERS
 from predictor.models.sequence.network import SequenceNetwork
 from predictor.models.trees import check_trees
 from predictor.models.types.models import ItemTypeModel, TypeModel
+from predictor.models.untrusted import (
+    ODD,
+    damaged,
+    parse,
+    read_checked,
+    read_strings,
+    read_tensors,
+    take,
+)
 from predictor.models.version import VERSION_NAME, Golden, Version, VersionConfig
 
 PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {
@@ -53,12 +59,6 @@ PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {
     "item_type_model": lambda files, config: ItemTypeModel.load(files, len(config.behavior_types)),
 }
 """How each optional part of a Version is made of the files in its folder; ValueError: it cannot."""
-
-_ODD = (ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError)
-"""What code raises that is given JSON of another form than it reads."""
-
-EMPTY_COLS = 1 << 16
-"""Longest side of an array without numbers: its file is short however long it claims to be."""
 
 _SMALL = 4_096
 """Sizes up to it may be larger than a network: positions and heads of one that has none."""
@@ -208,25 +208,25 @@ def load(path: str | os.PathLike[str]) -> Version:
     """
     directory = Path(path)
     config = read_config(directory)
-    data = {name: _checked(directory, name, digest) for name, digest in config.files.items()}
+    data = {name: read_checked(directory, name, digest) for name, digest in config.files.items()}
     projection = _projection(directory, config, data)
     item_ids, warm, residuals = _items(directory, config, data)
     network = _network(directory, config, data)
     golden = _golden(directory, config, data)
     reports = {
-        name: _parse(directory / name, data[name])
+        name: parse(directory / name, data[name])
         for name in data.keys() & {"metrics.json", "lineage.json", "history.json"}
     }
     if not isinstance(reports["metrics.json"], dict):
-        raise _damaged(directory / "metrics.json", "not a JSON object")
+        raise damaged(directory / "metrics.json", "not a JSON object")
     parts = {folder: _part(directory, folder, data, config) for folder in PARTS}
     ranker = parts["ranker"]
     if ranker is not None and ranker.tables.items != len(item_ids):
-        raise _damaged(directory / "ranker", f"its tables are not of {len(item_ids)} items")
+        raise damaged(directory / "ranker", f"its tables are not of {len(item_ids)} items")
     for folder in ("type_model", "item_type_model"):
         part = parts[folder]
         if part is not None and len(part.table.counts) not in (0, len(item_ids)):
-            raise _damaged(directory / folder, f"its table is not of {len(item_ids)} items")
+            raise damaged(directory / folder, f"its table is not of {len(item_ids)} items")
     return Version(
         config, network, projection, item_ids, warm, residuals, golden, **parts, reports=reports
     )
@@ -244,20 +244,20 @@ def _part(directory: Path, folder: str, data: Mapping[str, bytes], config: Versi
         return None
     for name, content in files.items():
         if name.endswith(".safetensors"):
-            _tensors(directory / folder / name, content)
+            read_tensors(directory / folder / name, content)
         elif name.endswith(".txt"):
             _check_trees(directory / folder / name, content)
     try:
         return PARTS[folder](files, config)
-    except _ODD as error:
-        raise _damaged(directory / folder, str(error) or repr(error)) from None
+    except ODD as error:
+        raise damaged(directory / folder, str(error) or repr(error)) from None
 
 
 def _check_trees(file: Path, data: bytes) -> None:
     try:
         check_trees(data.decode("ascii"))
     except ValueError as error:
-        raise _damaged(file, str(error)) from None
+        raise damaged(file, str(error)) from None
 
 
 def read_config(path: str | os.PathLike[str]) -> VersionConfig:
@@ -270,25 +270,25 @@ def read_config(path: str | os.PathLike[str]) -> VersionConfig:
     try:
         text = file.read_bytes()
     except OSError as error:
-        raise _damaged(file, f"not readable ({error.strerror}): no version directory") from None
-    raw = _parse(file, text)
+        raise damaged(file, f"not readable ({error.strerror}): no version directory") from None
+    raw = parse(file, text)
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
-        raise _damaged(file, f"format {found!r}; this program reads format {FORMAT}")
+        raise damaged(file, f"format {found!r}; this program reads format {FORMAT}")
     try:
         config = VersionConfig.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise _damaged(file, f"{where}: {first['msg']}") from None
+        raise damaged(file, f"{where}: {first['msg']}") from None
     missing = _required(config) - config.files.keys()
     if missing:
-        raise _damaged(file, f"`files` lacks {', '.join(sorted(missing))}")
+        raise damaged(file, f"`files` lacks {', '.join(sorted(missing))}")
     types = len(set(config.behavior_types))
     if types != len(config.behavior_types):
-        raise _damaged(file, "a behavior type occurs twice")
+        raise damaged(file, "a behavior type occurs twice")
     if not config.network.behavior_types == types == len(config.type_calibration.biases):
-        raise _damaged(file, f"network or type_calibration is not of {types} behavior_types")
+        raise damaged(file, f"network or type_calibration is not of {types} behavior_types")
     return config
 
 
@@ -297,69 +297,16 @@ def _required(config: VersionConfig) -> set[str]:
     return names | ({"items.safetensors", "items.json"} if config.has_items else set())
 
 
-def _checked(directory: Path, name: str, digest: str) -> bytes:
-    file = directory / name
-    try:
-        inside = file.resolve().is_relative_to(directory.resolve())
-    except (OSError, ValueError):  # no name that a file can have
-        inside = False
-    if not inside:
-        raise _damaged(directory / "config.json", f"`files` names {name!r}, outside the directory")
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-            raise _damaged(file, "not a file")
-        data = file.read_bytes()
-    except OSError as error:
-        raise _damaged(file, f"not readable ({error.strerror})") from None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise _damaged(file, "its sha256 is not the one in config.json")
-    return data
-
-
-def _tensors(file: Path, data: bytes) -> dict[str, NDArray[Any]]:
-    try:
-        tensors: dict[str, NDArray[Any]] = load_tensors(data)
-    except (SafetensorError, *_ODD) as error:  # LookupError: a type that numpy does not have
-        raise _damaged(file, f"not a safetensors file of plain numbers ({error})") from None
-    for name, values in tensors.items():
-        if not values.size and max(values.shape, default=0) > EMPTY_COLS:
-            raise _damaged(file, f"{name} has shape {values.shape}, but no numbers")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise _damaged(file, f"{name} has numbers that are not finite")
-    return tensors
-
-
-def _take(
-    file: Path,
-    tensors: dict[str, NDArray[Any]],
-    name: str,
-    shape: tuple[int | None, ...],
-    dtype: type = np.float32,
-) -> NDArray[Any]:
-    """The tensor, which must have this shape and type; None stands for any size."""
-    if name not in tensors:
-        raise _damaged(file, f"{name} is missing")
-    found = tensors[name].shape
-    fits = len(found) == len(shape) and all(
-        want in (None, have) for have, want in zip(found, shape, strict=True)
-    )
-    if not fits:
-        raise _damaged(file, f"{name} has shape {found}, not {shape}")
-    if tensors[name].dtype != dtype:
-        raise _damaged(file, f"{name} is {tensors[name].dtype}, not {np.dtype(dtype)}")
-    return tensors[name]
-
-
 def _projection(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> Projection:
     file = directory / "projection.safetensors"
-    tensors = _tensors(file, data[file.name])
+    tensors = read_tensors(file, data[file.name])
     layers = []
     cols: int | None = config.encoder.cols
     for position, activation in enumerate(config.activations):
         last = position == len(config.activations) - 1
-        weight = _take(file, tensors, f"weight_{position}", (config.dims if last else None, cols))
+        weight = take(file, tensors, f"weight_{position}", (config.dims if last else None, cols))
         cols = weight.shape[0]
-        bias = _take(file, tensors, f"bias_{position}", (cols,))
+        bias = take(file, tensors, f"bias_{position}", (cols,))
         layers.append(AffineLayer(weight, bias, Activation[activation.upper()]))
     return Projection(tuple(layers), terms=_terms(directory, config, data))
 
@@ -370,21 +317,11 @@ def _terms(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> Te
     if len(lacking) == 2:
         return None
     if lacking:
-        raise _damaged(directory / "config.json", f"`files` lacks {min(lacking)}")
-    terms = _strings(directory / "terms.json", data["terms.json"], "term")
-    tensors = _tensors(file, data[file.name])
-    idf = _take(file, tensors, "idf", (len(terms),))
-    return TermRows(terms, idf, _take(file, tensors, "rows", (len(terms), config.dims)))
-
-
-def _strings(file: Path, data: bytes, what: str) -> tuple[str, ...]:
-    """A JSON list of different strings."""
-    values = _parse(file, data)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise _damaged(file, f"not a list of {what}s")
-    if len(set(values)) != len(values):
-        raise _damaged(file, f"{'an' if what[0] == 'i' else 'a'} {what} occurs twice")
-    return tuple(values)
+        raise damaged(directory / "config.json", f"`files` lacks {min(lacking)}")
+    terms = read_strings(directory / "terms.json", data["terms.json"], "term")
+    tensors = read_tensors(file, data[file.name])
+    idf = take(file, tensors, "idf", (len(terms),))
+    return TermRows(terms, idf, take(file, tensors, "rows", (len(terms), config.dims)))
 
 
 def _items(
@@ -393,30 +330,30 @@ def _items(
     if not config.has_items:
         return (), np.zeros(0, np.int64), np.zeros((0, config.dims), np.float32)
     names = directory / "items.json"
-    ids = _strings(names, data[names.name], "id")
+    ids = read_strings(names, data[names.name], "id")
     file = directory / "items.safetensors"
-    tensors = _tensors(file, data[file.name])
-    warm = _take(file, tensors, "warm", (None,), np.int64)
+    tensors = read_tensors(file, data[file.name])
+    warm = take(file, tensors, "warm", (None,), np.int64)
     if (np.diff(warm, prepend=-1, append=len(ids)) <= 0).any():
-        raise _damaged(file, f"warm are not ascending positions of {len(ids)} items")
-    return ids, warm, _take(file, tensors, "residuals", (len(warm), config.dims))
+        raise damaged(file, f"warm are not ascending positions of {len(ids)} items")
+    return ids, warm, take(file, tensors, "residuals", (len(warm), config.dims))
 
 
 def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> SequenceNetwork:
     file = directory / "weights.safetensors"
-    tensors = _tensors(file, data[file.name])
+    tensors = read_tensors(file, data[file.name])
     _check_size(directory / "config.json", config, tensors)
     try:
         network = SequenceNetwork(config.network)
     except (ValueError, RuntimeError) as error:
-        raise _damaged(directory / "config.json", str(error)) from None
+        raise damaged(directory / "config.json", str(error)) from None
     expected = network.state_dict()
     unknown = tensors.keys() - expected.keys()
     if unknown:
-        raise _damaged(file, f"{min(unknown)} belongs to no such {config.network.model_type}")
+        raise damaged(file, f"{min(unknown)} belongs to no such {config.network.model_type}")
     network.load_state_dict(
         {
-            name: torch.from_numpy(_take(file, tensors, name, tuple(value.shape)))
+            name: torch.from_numpy(take(file, tensors, name, tuple(value.shape)))
             for name, value in expected.items()
         }
     )
@@ -433,26 +370,26 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
     }  # fmt: skip
     for name, size in sizes.items():
         if not 0 < size <= max(numbers, _SMALL):
-            raise _damaged(file, f"network.{name} is {size}: that is no size of these weights")
+            raise damaged(file, f"network.{name} is {size}: that is no size of these weights")
     if shape.model_type not in ENCODERS:
         return
     # Two affine layers at least lead from the tokens through each layer of the encoder.
     least = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1))
     least += shape.positions * shape.hidden * (shape.model_type == "transformer")
     if shape.layers > len(tensors) or least > numbers:
-        raise _damaged(file, f"network: {numbers} weights are too few for its sizes")
+        raise damaged(file, f"network: {numbers} weights are too few for its sizes")
 
 
 def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> Golden:
     file = directory / "golden.safetensors"
-    tensors = _tensors(file, data[file.name])
-    lengths: Ints = _take(file, tensors, "lengths", (None,), np.int64)
+    tensors = read_tensors(file, data[file.name])
+    lengths: Ints = take(file, tensors, "lengths", (None,), np.int64)
     tokens, rows, types = int(lengths.sum()), len(lengths), len(config.behavior_types)
     histories = HistoryBatch(
-        vectors=_take(file, tensors, "vectors", (tokens, config.dims)),
-        known=_take(file, tensors, "known", (tokens,), np.uint8).astype(np.bool_),
-        types=_take(file, tensors, "types", (tokens,), np.int64),
-        gaps=_take(file, tensors, "gaps", (tokens,), np.int64),
+        vectors=take(file, tensors, "vectors", (tokens, config.dims)),
+        known=take(file, tensors, "known", (tokens,), np.uint8).astype(np.bool_),
+        types=take(file, tensors, "types", (tokens,), np.int64),
+        gaps=take(file, tensors, "gaps", (tokens,), np.int64),
         lengths=lengths,
     )
     for name, values, top in (
@@ -461,19 +398,6 @@ def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> G
         ("gaps", histories.gaps, GAPS - 1),
     ):
         if not ((values >= 0) & (values <= top)).all():
-            raise _damaged(file, f"{name} are not all integers from 0 to {top}")
-    probabilities = _take(file, tensors, "type_probabilities", (rows, types))
-    return Golden(histories, probabilities, _take(file, tensors, "queries", (rows, config.dims)))
-
-
-def _parse(file: Path, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, f"not JSON ({error})") from None
-
-
-def _damaged(file: Path, what: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{file}: {what}", reason="BAD_MODEL_DIRECTORY", metadata={"file": str(file)}
-    )
+            raise damaged(file, f"{name} are not all integers from 0 to {top}")
+    probabilities = take(file, tensors, "type_probabilities", (rows, types))
+    return Golden(histories, probabilities, take(file, tensors, "queries", (rows, config.dims)))
