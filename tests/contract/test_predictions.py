@@ -89,7 +89,7 @@ def well_formed(prediction: pb.Prediction) -> pb.Prediction:
         assert scores == sorted(scores, reverse=True)
     ids = [item.item_id for item in prediction.items]
     assert len(set(ids)) == len(ids)
-    assert sum(item.probability for item in prediction.items) <= 1 + 1e-5
+    assert all(0 <= item.probability <= 1 for item in prediction.items)
     return prediction
 
 
@@ -296,7 +296,8 @@ def test_a_model_answers_with_probabilities(shop: Shop, active: str, unique: str
     assert sorted(ids(prediction)) == sorted(shop.items)
     assert {item.method for item in prediction.items} == {pb.METHOD_MODEL}
     assert prediction.candidates == len(shop.items)
-    assert sum(item.probability for item in prediction.items) == pytest.approx(1, abs=1e-4)
+    probabilities = [item.probability for item in prediction.items]
+    assert 1 > probabilities[0] >= probabilities[-1] > 0
     assert {each.behavior_type for each in prediction.behavior_types} == {"buy", "view"}
 
 
