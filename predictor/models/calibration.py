@@ -12,7 +12,7 @@ CANDIDATES = 200
 """Best scores of a history by which the level of its scores is judged: about what a caller may
 want to choose from."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 class ItemCalibration(BaseModel):
