@@ -13,6 +13,8 @@ CANDIDATES = 200
 want to choose from."""
 
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Rising = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+Falling = Annotated[float, Field(ge=-1e6, le=0, allow_inf_nan=False)]
 
 
 class ItemCalibration(BaseModel):
@@ -28,9 +30,9 @@ class ItemCalibration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     intercept: Finite = 0.0
-    score: Finite = Field(default=1.0, ge=0)
+    score: Rising = 1.0
     log_partition: Finite = 0.0
-    log_rank: Finite = Field(default=0.0, le=0)
+    log_rank: Falling = 0.0
 
     def probabilities(
         self, scores: NDArray[np.float32], candidates: NDArray[np.float32] | None = None
