@@ -81,6 +81,18 @@ def _ranks(scores: NDArray[np.float32], best: NDArray[np.float64]) -> NDArray[np
     return ranks[..., : scores.shape[-1]]
 
 
+def softmax(scores: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
+    """Row-wise softmax of scores / temperature, safe for large scores."""
+    if not scores.shape[-1]:
+        return scores
+    scaled = scores.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    out: NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
+        np.float32
+    )
+    return out
+
+
 class TypeCalibration(BaseModel):
     """Type probabilities are softmax((logits + biases) / temperature).
 
@@ -96,7 +108,4 @@ class TypeCalibration(BaseModel):
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """(rows, types), rows sum to 1."""
-        shifted = (logits + np.array(self.biases, np.float32)) / np.float32(self.temperature)
-        powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-        likely: NDArray[np.float32] = powers / powers.sum(axis=-1, keepdims=True)
-        return likely
+        return softmax(logits + np.array(self.biases, np.float32), self.temperature)

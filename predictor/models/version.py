@@ -176,15 +176,3 @@ class Version:
                     f"at most {GOLDEN_TOLERANCE} is allowed",
                     reason="BAD_MODEL_DIRECTORY",
                 )
-
-
-def softmax(scores: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Row-wise softmax of scores / temperature, safe for large scores."""
-    if not scores.shape[-1]:
-        return scores
-    scaled = scores.astype(np.float64) / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    out: NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
-        np.float32
-    )
-    return out

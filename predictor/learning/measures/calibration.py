@@ -12,9 +12,8 @@ from predictor.learning.data import Events, Targets
 from predictor.learning.measures.baselines import markov
 from predictor.learning.measures.metrics import Floats, ItemHits, K, item_hits
 from predictor.learning.splits import Protocol, split
-from predictor.models.calibration import ItemCalibration, TypeCalibration, log_partition
+from predictor.models.calibration import ItemCalibration, TypeCalibration, log_partition, softmax
 from predictor.models.history import Ints
-from predictor.models.version import softmax
 
 FACTOR = (-3.0, 3.0)
 """Logarithms of the least and largest temperature: beyond a factor of 20 either way the

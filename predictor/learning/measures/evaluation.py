@@ -17,9 +17,10 @@ from predictor.learning.measures.metrics import (
 )
 from predictor.learning.measures.type_metrics import TypeScorer, type_metrics
 from predictor.learning.sources import Dataset
+from predictor.models.calibration import softmax
 from predictor.models.history import NONE, Ints
 from predictor.models.sequence.network import Outputs, SequenceModel
-from predictor.models.version import Version, softmax
+from predictor.models.version import Version
 
 REPEATS = 0.05
 """Share of repeated purchases in training from which on repeats are answered by default."""

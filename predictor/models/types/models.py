@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 import lightgbm
 import numpy as np
 
+from predictor.models.calibration import softmax
 from predictor.models.history import Histories, Ints
 from predictor.models.types.features import View, history_features
 from predictor.models.types.item_features import pair_features
@@ -44,10 +45,7 @@ class Rule:
 
     def probabilities(self, scores: Floats) -> Floats:
         """(n, types) from scores (n, types)."""
-        logits = scores.astype(np.float64) * self.scale + np.array(self.biases)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares: Floats = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
-        return shares
+        return softmax(scores.astype(np.float64) * self.scale + np.array(self.biases))
 
     def choose(self, probabilities: Floats) -> Ints:
         """(n,) the type to name for each row of probabilities (n, types)."""

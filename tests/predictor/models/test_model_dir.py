@@ -18,10 +18,10 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
 from foretell.terms import TermRows
 from predictor.models import model_dir
-from predictor.models.calibration import ItemCalibration, TypeCalibration
+from predictor.models.calibration import ItemCalibration, TypeCalibration, softmax
 from predictor.models.history import history_batch
 from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
-from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig, softmax
+from predictor.models.version import EncoderConfig, Golden, Version, VersionConfig
 
 DIMS, COLS = 4, 6
 

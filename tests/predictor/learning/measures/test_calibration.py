@@ -16,9 +16,8 @@ from predictor.learning.measures.calibration import (
 from predictor.learning.measures.metrics import Floats, ItemHits, K, calibration_ratio
 from predictor.learning.measures.type_metrics import type_metrics
 from predictor.learning.splits import Protocol, split
-from predictor.models.calibration import CANDIDATES, ItemCalibration
+from predictor.models.calibration import CANDIDATES, ItemCalibration, softmax
 from predictor.models.history import NONE, UNKNOWN, Ints
-from predictor.models.version import softmax
 
 Doubles = NDArray[np.float64]
 
