@@ -18,7 +18,7 @@ from predictor.learning.ranking.examples import (
     examples,
     measure,
 )
-from predictor.learning.ranking.tables import fit_tables
+from predictor.learning.ranking.tables import TextTable, fit_tables, fit_texts
 from predictor.learning.splits import SplitKind, first_baskets_from
 from predictor.models.history import Ints
 from predictor.models.ranking.candidates import Recipe
@@ -138,12 +138,11 @@ def fit_ranker(
     groups = FeatureGroups(
         has_times=train.has_times, repeats=repeats, popularity=popularity, model=model is not None
     )
+    texts = fit_texts(text_vectors, seed)
     if repeats and kind == "time":
-        fitted = _from_dates(
-            train, validation, text_vectors, replace(groups, model=False), horizon, seed
-        )
+        fitted = _from_dates(train, validation, texts, replace(groups, model=False), horizon, seed)
     else:
-        fitted = _from_validation(train, validation, text_vectors, groups, model, kind, seed)
+        fitted = _from_validation(train, validation, texts, groups, model, kind, seed)
     if fitted is None or fitted.search is None:
         return fitted
     better = fitted.validation["ndcg_at_10"] > fitted.search["ndcg_at_10"]
@@ -153,7 +152,7 @@ def fit_ranker(
 def _from_dates(
     train: Events,
     validation: Targets,
-    text_vectors: Vectors,
+    texts: TextTable,
     groups: FeatureGroups,
     horizon: int,
     seed: int,
@@ -165,7 +164,7 @@ def _from_dates(
     for number in range(1, CUTS + 1):
         cut = end - int(number * (end - begin) * CUT_SHARE)
         targets = _some(first_baskets_from(train, cut, horizon), recipe, seed + number)
-        tables = fit_tables(train.subset(train.timestamp < cut), text_vectors, cut, seed)
+        tables = fit_tables(train.subset(train.timestamp < cut), texts, cut)
         found = examples(
             tables, recipe, groups, targets, None, negatives=options.negatives, seed=seed + number
         )
@@ -173,7 +172,7 @@ def _from_dates(
     if sum(len(_sizes(part.pairs)) for part in parts) < LEAST_CONTEXTS:
         return None
     trees = fit_trees(parts, groups, options, seed)
-    tables = fit_tables(train, text_vectors, end, seed)
+    tables = fit_tables(train, texts, end)
     judged = _some(validation, recipe, seed)
     held = examples(tables, recipe, groups, judged, None)
     scores, pairs = predict(trees, held), held.pairs
@@ -182,7 +181,7 @@ def _from_dates(
     del held
     trees = fit_trees(parts, groups, options, seed)
     known = validation.events
-    tables = fit_tables(known, text_vectors, int(known.timestamp.max()) + 1, seed)
+    tables = fit_tables(known, texts, _end(known))
     ranker = Ranker(tables, recipe, groups, trees.model_to_string())
     return FittedRanker(ranker, figures, None, judged, pairs, scores)
 
@@ -190,7 +189,7 @@ def _from_dates(
 def _from_validation(
     train: Events,
     validation: Targets,
-    text_vectors: Vectors,
+    texts: TextTable,
     groups: FeatureGroups,
     model: ModelOutputs | None,
     kind: SplitKind,
@@ -204,7 +203,7 @@ def _from_validation(
         # the validation's target). So it must be here, or the ranker learns to trust its
         # neighbours too much.
         known = train.subset(~_last_baskets(train))
-    tables = fit_tables(known, text_vectors, _end(known), seed)
+    tables = fit_tables(known, texts, _end(known))
     targets, chosen = some_contexts(validation, recipe, seed)
     if model is not None:
         model = model.subset(chosen)
@@ -224,7 +223,7 @@ def _from_validation(
     search = None if model is None else measure(held, held.model)
     trees = fit_trees([shown], groups, options, seed)
     known = validation.events if kind in ("time", "every") else train
-    tables = fit_tables(known, text_vectors, _end(known), seed)
+    tables = fit_tables(known, texts, _end(known))
     ranker = Ranker(tables, recipe, groups, trees.model_to_string())
     return FittedRanker(ranker, figures, search, targets, held.pairs, scores)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,23 +27,41 @@ BLOCK = 1_000
 """Items whose relations are counted at once: bounds memory."""
 
 
-def fit_tables(events: Events, text_vectors: Vectors, now: int, seed: int) -> Tables:
+class TextTable(NamedTuple):
+    """What the tables say of the items' texts; the same whatever the events are."""
+
+    texts: NDArray[np.float16]
+    """(items, TEXT_DIMS), see `compact`."""
+    category: NDArray[np.int32]
+    """(items,), see `categories`."""
+
+
+def fit_texts(text_vectors: Vectors, seed: int) -> TextTable:
+    """Reduces and groups texts.
+
+    Args:
+        text_vectors: (items, cols) of the catalogue's texts; zero where an item has none.
+        seed: of the grouping.
+    """
+    texts = compact(text_vectors, TEXT_DIMS)
+    return TextTable(texts, categories(texts, seed))
+
+
+def fit_tables(events: Events, texts: TextTable, now: int) -> Tables:
     """Statistics of all items over the events.
 
     Args:
         events: the training part.
-        text_vectors: (items, cols) of the catalogue's texts; zero where an item has none.
+        texts: of the catalogue.
         now: the instant, in microseconds, that recent means recent to.
-        seed: of the grouping of texts.
     """
     some = events.subset(events.item >= 0)
-    texts = compact(text_vectors, TEXT_DIMS)
     statistics, gap_days = item_statistics(some, now)
     return Tables(
         statistics=statistics,
         neighbours=fit_neighbours(some),
-        texts=texts,
-        category=categories(texts, seed),
+        texts=texts.texts,
+        category=texts.category,
         gap_days=gap_days,
         popular=popular_items(some, now),
     )

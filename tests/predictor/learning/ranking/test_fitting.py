@@ -14,7 +14,7 @@ from predictor.learning.measures.metrics import item_metrics
 from predictor.learning.ranking import fitting as ranking
 from predictor.learning.ranking.examples import Examples, ModelOutputs, examples, measure
 from predictor.learning.ranking.fitting import FittedRanker, fit_ranker
-from predictor.learning.ranking.tables import fit_tables
+from predictor.learning.ranking.tables import fit_tables, fit_texts
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models.history import Histories
 from predictor.models.ranking.candidates import Recipe
@@ -268,7 +268,7 @@ def test_items_newer_than_the_tables_are_ranked_by_what_is_live() -> None:
 
 def test_tables_of_a_small_shop() -> None:
     part = shop_part()
-    tables = fit_tables(part.train, texts(), int(part.train.timestamp.max()), 0)
+    tables = fit_tables(part.train, fit_texts(texts(), 0), int(part.train.timestamp.max()))
     events = np.bincount(part.train.item, minlength=ITEMS)
     np.testing.assert_allclose(
         tables.statistics[:, STATISTICS.index("events")], np.log1p(events), rtol=1e-6
@@ -282,7 +282,7 @@ def test_tables_of_a_small_shop() -> None:
 
 def test_neighbours_are_those_of_a_plain_count() -> None:
     train = chain_part().train
-    table = fit_tables(train, texts(), 0, 0).neighbours["next"]
+    table = fit_tables(train, fit_texts(texts(), 0), 0).neighbours["next"]
     counts = np.zeros((ITEMS, ITEMS))
     for at in range(1, len(train)):
         if train.user[at] == train.user[at - 1]:
