@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def together() -> Iterator[Place]:
         yield place()
         dist.barrier()  # nobody leaves while others still talk
     finally:
+        gc.collect()  # wrapped modules go before the group that their threads use
         dist.destroy_process_group()
 
 
