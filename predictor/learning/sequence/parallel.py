@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,12 +34,16 @@ def together() -> Iterator[Place]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield place()
         return
+    # DistributedDataParallel imports this module, whose functions have the group of that moment as
+    # default arguments. If that is ours, the group outlives its end, and its threads the
+    # interpreter: one that then frees a tensor aborts the process.
+    import torch.distributed.nn.functional
+
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield place()
         dist.barrier()  # nobody leaves while others still talk
     finally:
-        gc.collect()  # wrapped modules go before the group that their threads use
         dist.destroy_process_group()
 
 

@@ -94,6 +94,7 @@ def test_what_is_published_is_what_was_measured() -> None:
 
 WORKER = """
 import importlib.util, sys
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from predictor.learning.sequence.parallel import place, together
@@ -101,7 +102,11 @@ spec = importlib.util.spec_from_file_location("tests_of_fitting", sys.argv[1])
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
 torch.set_num_threads(1)
+def gloo_threads():
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
 with together() as (rank, world):
+    assert gloo_threads() > 0
     found = tests.fitted(tests.PLAIN)
     mine = torch.cat([value.flatten() for value in found.network.state_dict().values()])
     theirs = [torch.zeros_like(mine) for _ in range(world)]
@@ -111,6 +116,7 @@ with together() as (rank, world):
     print(f"rank {rank} ndcg {best:.3f}")
     assert best > 0.8
 assert place() == (0, 1)
+assert gloo_threads() == 0  # one that outlives the interpreter may abort the process
 """
 
 
