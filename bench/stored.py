@@ -51,11 +51,12 @@ def load(path: Path, dataset: Dataset, protocol: Protocol) -> Stored:
 
     Args:
         path: the directory.
-        dataset: what it was trained on.
+        dataset: what it was trained on, its items in any order.
         protocol: by which.
     """
     version = model_dir.load(path)
-    part = training.divide(dataset, protocol)
+    dataset = dataset.in_order(version.item_ids)
+    part = training.divide(dataset, protocol).with_types(version.config.behavior_types)
     space, _ = evaluation.read_space(version, dataset)
     return Stored(part, answer(version, part.test, space))
 

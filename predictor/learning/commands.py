@@ -232,20 +232,22 @@ def _show_train(result: dict[str, Any]) -> str:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Measures a version beside the baselines with the code that training uses. Where no split is
-    given, it is the one that the version was trained with.
+    given, it is the one that the version was trained with. Items that the version does not know are
+    read by their texts; those of its items that are not among the data's are not answered.
     """
     version = model_dir.load(options.version)
     known = version.reports["metrics.json"].get("protocol", {})
     usual = Protocol(**{field.name: known[field.name] for field in fields(Protocol)})
     protocol = _protocol(options, usual)
-    with _dataset(options) as dataset:
+    with _dataset(options) as found:
+        dataset = found.in_order(version.item_ids)
         part = training.divide(dataset, protocol)
-        found = comparison.evaluate_version(version, dataset, part)
+        measured = comparison.evaluate_version(version, dataset, part)
         exclude = version.config.repeats == "excluded"
         described = training.describe(part, protocol, exclude_history=exclude)
         if options.out is not None:
-            _draw(options.out, found, dataset)
-    return {"version": version.config.version, "protocol": described, **found.report}
+            _draw(options.out, measured, dataset)
+    return {"version": version.config.version, "protocol": described, **measured.report}
 
 
 def _draw(folder: Path, found: comparison.Comparison, dataset: Dataset) -> None:

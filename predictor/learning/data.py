@@ -87,6 +87,11 @@ class Events:
         type_ = _recode(self.type, self.behavior_types, names)
         return replace(self, behavior_types=tuple(names), type=type_)
 
+    def with_items(self, item_ids: Sequence[str]) -> Events:
+        """The same events with this catalogue; other items become UNKNOWN."""
+        item = _recode(self.item, self.item_ids, item_ids)
+        return replace(self, item_ids=tuple(item_ids), item=item)
+
     @property
     def has_items(self) -> bool:
         """Whether an event has an item that can be predicted."""

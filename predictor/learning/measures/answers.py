@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foretell.vectors import Vectors
 from predictor.learning.data import Targets
 from predictor.learning.measures.evaluation import Space, item_scorer, outputs
 from predictor.learning.measures.metrics import Floats, ItemScorer, batches, ranked_candidates
@@ -27,8 +29,10 @@ class Answers:
     version: Version
     targets: Targets
     space: Space
-    """The data set's vectors in the version's space. Its items are the version's, then newer."""
+    """The data set's vectors in the version's space."""
     found: Outputs
+    numbers: Ints
+    """(items,) of the data set's items, by which the version's parts know them: see `number`."""
 
     @property
     def exclude_history(self) -> bool:
@@ -58,25 +62,47 @@ class Answers:
         item = np.concatenate([pairs.item for pairs, _ in parts])
         return Pairs(row, item), np.concatenate([scores for _, scores in parts])
 
+    @cached_property
+    def numbered(self) -> Targets:
+        """The targets with items by their numbers."""
+        targets = self.targets
+        events = replace(targets.events, item=_look_up(self.numbers, targets.events.item))
+        return replace(targets, events=events, item=_look_up(self.numbers, targets.item))
+
+    @cached_property
+    def places(self) -> Ints:
+        """(numbers,) of each number, the place in the data set; NONE of items that it lacks."""
+        size = max(len(self.version.item_ids), int(self.numbers.max(initial=-1)) + 1)
+        places = np.full(size, NONE)
+        places[self.numbers] = np.arange(len(self.numbers))
+        return places
+
     def _rank(self, ranker: Ranker, rows: slice) -> tuple[Pairs, Floats]:
-        histories = self.targets.histories(rows)
+        histories = self.numbered.histories(rows)
         model = ModelOutputs(self.found.queries, self.space.items)
         repeats = not self.exclude_history
-        hits = searched(model, ranker.recipe.searched, rows, histories, repeats=repeats)
-        pairs = ranker.candidates(histories, hits, repeats=repeats)
-        queries = self.found.queries[rows][pairs.row]
-        model_scores = np.einsum("nd,nd->n", queries, self.space.items[pairs.item])
-        scores = ranker.score(
-            histories, pairs, model_scores, lambda item: self.space.items[np.maximum(item, 0)]
+        hits = searched(
+            model, ranker.recipe.searched, rows, self.targets.histories(rows), repeats=repeats
         )
-        return Pairs(pairs.row + rows.start, pairs.item), scores
+        hits = Pairs.of(hits.row, self.numbers[hits.item])
+        pairs = ranker.candidates(histories, hits, repeats=repeats)
+        pairs = pairs.chosen(self.places[pairs.item] != NONE)
+        queries = self.found.queries[rows][pairs.row]
+        items = self._vectors(pairs.item)
+        model_scores = np.einsum("nd,nd->n", queries, items)
+        scores = ranker.score(histories, pairs, model_scores, self._vectors)
+        return Pairs(pairs.row + rows.start, self.places[pairs.item]), scores
+
+    def _vectors(self, numbers: Ints) -> Vectors:
+        """(n, dims) in the model's space; of no item, any."""
+        return self.space.items[np.maximum(self.places[np.maximum(numbers, 0)], 0)]
 
     @cached_property
     def type_probabilities(self) -> NDArray[np.float32]:
         """(contexts, types)."""
         model = self.version.type_model
         if model is not None:
-            return model.predict(whole(self.targets))
+            return model.predict(whole(self.numbered))
         return self.version.config.type_calibration.probabilities(self.found.type_logits)
 
     @property
@@ -98,7 +124,7 @@ class Answers:
         model = self.version.item_type_model
         if model is None:
             raise ValueError("the version has no model of types given items")
-        targets = self.targets
+        targets = self.numbered
         some = (targets.type != NONE) & (targets.item != NONE)
         probabilities = model.predict(whole(targets), targets.row[some], targets.item[some])
         return probabilities, model.choose(probabilities), targets.type[some]
@@ -112,7 +138,23 @@ class Answers:
 def answer(version: Version, targets: Targets, space: Space) -> Answers:
     """Reads every history of the targets."""
     found = outputs(version.network, targets, space, version.config.history_length)
-    return Answers(version, targets, space, found)
+    return Answers(version, targets, space, found, number(version, targets.events.item_ids))
+
+
+def number(version: Version, item_ids: Sequence[str]) -> Ints:
+    """(items,) the place of each item among the version's; newer ones follow, as in serving."""
+    known = {item_id: number for number, item_id in enumerate(version.item_ids)}
+    places = np.array([known.get(item_id, NONE) for item_id in item_ids], np.int64)
+    new = places == NONE
+    places[new] = len(known) + np.arange(new.sum())
+    return places
+
+
+def _look_up(numbers: Ints, item: Ints) -> Ints:
+    """Of items, or what stands for none."""
+    found = item.copy()
+    found[item >= 0] = numbers[item[item >= 0]]
+    return found
 
 
 def whole(targets: Targets) -> Histories:

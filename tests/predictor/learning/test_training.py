@@ -208,6 +208,31 @@ def test_an_existing_directory_is_told_before_training(
     assert time.monotonic() - begin < 5
 
 
+def test_evaluate_goes_by_ids_and_not_by_the_order_of_the_items(
+    trained: tuple[Path, dict[str, Any]],
+    folder: Path,
+    items: Path,
+    events: Path,
+    embedder_address: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, _ = trained
+    with items.open(newline="") as file:
+        columns, *rows = csv.reader(file)
+    order = np.random.default_rng(3).permutation(len(rows)).tolist()
+    shuffled = write(folder / "shuffled.csv", columns, [tuple(rows[at]) for at in order])
+    arguments = ["evaluate", str(path), "--events", str(events), "--embedder", embedder_address]
+    # Which items are held out goes by their places.
+    arguments += ["--hold-out", "0.2", "--json", "--items"]
+    reports = []
+    for file_ in (items, shuffled):
+        status, out, _ = run([*arguments, str(file_)], capsys)
+        assert status == 0
+        reports.append(json.loads(out))
+    assert reports[0]["items"]["foretell"]["cold_targets"] > 0
+    assert reports[1] == reports[0]
+
+
 def test_two_processes_train_one_version(
     folder: Path, items: Path, events: Path, embedder_address: str
 ) -> None:
