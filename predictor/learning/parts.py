@@ -54,6 +54,18 @@ def with_parts(
     return version, report
 
 
+def without_parts(answers: Answers, part: Split) -> Version:
+    """The version with the sequence model alone: what it says of items is calibrated.
+
+    Args:
+        answers: the version's for part.validation.
+    """
+    version = answers.version
+    if not version.config.has_items:
+        return version
+    return _calibrated(version, answers.search_scorer, part.validation, part)
+
+
 def _types(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple[Version, Report]:
     """Type models, by log loss: theirs against the network's, and knowing the item against not."""
     version = answers.version
@@ -100,8 +112,8 @@ def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple
         model=ModelOutputs(answers.found.queries, answers.space.items),
     )
     if fitted is None:
-        return _calibrated(version, answers.search_scorer, part.validation, part), {}
-    search = item_metrics(
+        return without_parts(answers, part), {}
+    search = fitted.search or item_metrics(
         answers.search_scorer, part.validation, np.ones(len(dataset.item_texts), np.bool_),
         exclude_history=answers.exclude_history,
     )  # fmt: skip
@@ -112,7 +124,7 @@ def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple
         pairs = fitted.pairs
         scorer = ranked_candidates(pairs.row, pairs.item, fitted.scores, len(version.item_ids))
         return _calibrated(version, scorer, fitted.targets, part), report
-    return _calibrated(version, answers.search_scorer, part.validation, part), report
+    return without_parts(answers, part), report
 
 
 def _calibrated(version: Version, scorer: ItemScorer, targets: Targets, part: Split) -> Version:

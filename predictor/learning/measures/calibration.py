@@ -16,11 +16,11 @@ from predictor.models.calibration import ItemCalibration, TypeCalibration, log_p
 from predictor.models.history import Ints
 
 FACTOR = (-3.0, 3.0)
-"""Logarithms of the least and largest temperature: beyond a factor of 20 either way the
+"""Logarithms of the least and largest scale: beyond a factor of 20 either way the
 probabilities say nothing or everything."""
 
 SHRINKAGE = 20.0
-"""Lines that it takes to move a type's bias, or the logarithm of a temperature, by about one: rare
+"""Lines that it takes to move a type's bias, or the logarithm of a scale, by about one: rare
 types stay where they were, and a few lucky lines make nothing certain."""
 
 PINNED = 0.5
@@ -38,26 +38,36 @@ def fit_type_calibration(logits: Floats, true: Ints) -> TypeCalibration:
     """
     known = true >= 0
     logits, true = logits[known], true[known]
-    types = logits.shape[1]
     if not len(true):
-        return TypeCalibration(biases=(0.0,) * types)
+        return TypeCalibration(biases=(0.0,) * logits.shape[1])
+    scale, biases = vector_scaling(logits, true)
+    return TypeCalibration(temperature=1 / scale, biases=tuple((biases / scale).tolist()))
+
+
+def vector_scaling(scores: Floats, true: Ints) -> tuple[float, NDArray[np.float64]]:
+    """The scale and the biases (types,) of softmax(scores * scale + biases) under which the true
+    types are most likely (Guo et al., 2017, "On calibration of modern neural networks").
+
+    Args:
+        scores: (lines, types).
+        true: (lines,).
+    """
+    wide = scores.astype(np.float64)
     lines = np.arange(len(true))
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         """Regularised negative log likelihood and its gradient; the scale is exp(first)."""
-        scale, biases = float(np.exp(parameters[0])), parameters[1:]
-        probabilities = softmax(logits * np.float32(scale) + biases.astype(np.float32))
-        own = probabilities[lines, true]
-        value = -np.log(np.maximum(own, 1e-38)).sum() + SHRINKAGE / 2 * (parameters**2).sum()
-        error = probabilities.astype(np.float64)
+        scale, biases = np.exp(parameters[0]), parameters[1:]
+        error = softmax(wide * scale + biases).astype(np.float64)
+        value = -np.log(np.maximum(error[lines, true], 1e-38)).sum()
         error[lines, true] -= 1
-        of_scale = (error * logits).sum() * scale + SHRINKAGE * parameters[0]
-        return value, np.append(of_scale, error.sum(axis=0) + SHRINKAGE * biases)
+        gradient = np.append((error * wide).sum() * scale, error.sum(axis=0))
+        return value + SHRINKAGE / 2 * (parameters**2).sum(), gradient + SHRINKAGE * parameters
 
-    bounds = [FACTOR] + [(None, None)] * types
-    best = minimize(loss, np.zeros(types + 1), jac=True, method="L-BFGS-B", bounds=bounds).x
-    temperature = float(np.exp(-best[0]))
-    return TypeCalibration(temperature=temperature, biases=tuple((best[1:] * temperature).tolist()))
+    bounds = [FACTOR] + [(None, None)] * scores.shape[1]
+    start = np.zeros(scores.shape[1] + 1)
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(np.exp(best[0])), best[1:]
 
 
 def fit_item_calibration(hits: ItemHits, decline: float = 1.0) -> ItemCalibration:

@@ -90,7 +90,7 @@ class FittedRanker:
     validation: dict[str, float]
     """hits_at_10, ndcg_at_10, contexts on contexts that the measured trees did not learn from."""
     search: dict[str, float] | None
-    """The same of the model's order alone; None without a model."""
+    """The same of the model's order alone; None where the trees did not read a model."""
     targets: Targets
     """The contexts that were measured."""
     pairs: Pairs
@@ -131,7 +131,7 @@ def fit_ranker(
         popularity: whether to read how popular an item is.
 
     Returns:
-        None where there is too little to learn from, or the model's own order is better.
+        None where there is too little to learn from.
     """
     if not train.has_items or not (validation.item >= 0).any():
         return None
@@ -140,13 +140,8 @@ def fit_ranker(
     )
     texts = fit_texts(text_vectors, seed)
     if repeats and kind == "time":
-        fitted = _from_dates(train, validation, texts, replace(groups, model=False), horizon, seed)
-    else:
-        fitted = _from_validation(train, validation, texts, groups, model, kind, seed)
-    if fitted is None or fitted.search is None:
-        return fitted
-    better = fitted.validation["ndcg_at_10"] > fitted.search["ndcg_at_10"]
-    return fitted if better else None
+        return _from_dates(train, validation, texts, replace(groups, model=False), horizon, seed)
+    return _from_validation(train, validation, texts, groups, model, kind, seed)
 
 
 def _from_dates(

@@ -87,11 +87,16 @@ class TextReader:
     """Makes inputs of texts, by what the texts of training are like."""
 
     def __init__(
-        self, vectors: Vectors, texts: Sequence[str], dims: int, *, use_terms: bool
+        self, vectors: Vectors, texts: Sequence[str], dims: int, *, most_terms: int
     ) -> None:
-        """Fits on the vectors (texts, cols) and texts that training meets; see Whitening."""
+        """Fits on the vectors (texts, cols) and texts that training meets.
+
+        Args:
+            dims: see Whitening.
+            most_terms: size of the vocabulary, at most; 0 without terms.
+        """
         self.whitening = Whitening(vectors, dims)
-        self.terms, self.idf = fit_vocabulary(texts if use_terms else ())
+        self.terms, self.idf = fit_vocabulary(texts if most_terms else (), most=most_terms)
         self._index = {term: number for number, term in enumerate(self.terms)}
 
     def read(self, vectors: Vectors, texts: Sequence[str]) -> TextInputs:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from foretell.projection import Projection
+from foretell.terms import most_terms
 from foretell.vectors import Vectors
 from predictor.learning.data import Targets
 from predictor.learning.measures import baselines, evaluation
@@ -87,7 +88,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
         np.concatenate([dataset.item_vectors[warm], dataset.text_vectors[read]]),
         [*(item_texts[int(i)] for i in warm), *(train.texts[int(t)] for t in read)],
         recipe.text_dims or 1,
-        use_terms=recipe.terms,
+        most_terms=most_terms(recipe.dims) if recipe.terms else 0,
     )
     network = SequenceNetwork(
         NetworkConfig(

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize  # type: ignore[import-untyped]
 
+from predictor.learning.measures.calibration import vector_scaling
 from predictor.models.history import Ints
 from predictor.models.types.models import Rule
 from predictor.models.types.tables import Floats
 
 FOLDS = 5
-
-SHRINKAGE = 20.0
-"""Lines that it takes to move a bias, or the logarithm of the scale, by about one."""
 
 POWERS = np.arange(1, 13) * 0.05
 """Of types' shares in the weights of the decision; 1 would be balanced accuracy's."""
@@ -90,24 +87,9 @@ def log_loss(probabilities: Floats, true: Ints) -> float:
 
 
 def calibrate(scores: Floats, true: Ints) -> Rule:
-    """Scale and biases under which the true types are most likely (vector scaling with one scale:
-    Guo et al., 2017, "On calibration of modern neural networks")."""
-    types = scores.shape[1]
-    lines = np.arange(len(true))
-
-    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        scale, biases = float(np.exp(parameters[0])), parameters[1:]
-        found = Rule(scale, tuple(biases), ()).probabilities(scores).astype(np.float64)
-        value = -np.log(np.maximum(found[lines, true], 1e-38)).sum()
-        found[lines, true] -= 1
-        gradient = np.append((found * scores).sum() * scale, found.sum(axis=0))
-        return (
-            value + SHRINKAGE / 2 * float((parameters**2).sum()),
-            gradient + SHRINKAGE * parameters,
-        )
-
-    best = minimize(loss, np.zeros(types + 1), jac=True, method="L-BFGS-B").x
-    return Rule(float(np.exp(best[0])), tuple(map(float, best[1:])), (1.0,) * types)
+    """Scale and biases under which the true types are most likely."""
+    scale, biases = vector_scaling(scores, true)
+    return Rule(scale, tuple(biases.tolist()), (1.0,) * scores.shape[1])
 
 
 def weigh(rule: Rule, probabilities: Floats, true: Ints) -> Rule:

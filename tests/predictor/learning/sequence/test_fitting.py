@@ -92,6 +92,17 @@ def test_what_is_published_is_what_was_measured() -> None:
     assert found.warm.all()
 
 
+def test_no_more_terms_are_learned_than_can_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(dims: int) -> int:
+        assert dims == PLAIN.dims
+        return 2
+
+    monkeypatch.setattr("predictor.learning.sequence.training.most_terms", two)
+    found = fitted(FitConfig(**{**vars(PLAIN), "terms": True}), stop=1)
+    assert found.projection.terms is not None
+    assert len(found.projection.terms.terms) == 2
+
+
 WORKER = """
 import importlib.util, sys
 from pathlib import Path

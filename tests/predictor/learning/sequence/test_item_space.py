@@ -21,7 +21,7 @@ def text_vectors(rows: int, seed: int = 0) -> Vectors:
 
 
 def reader(*, use_terms: bool = True) -> TextReader:
-    return TextReader(text_vectors(6), TITLES, 5, use_terms=use_terms)
+    return TextReader(text_vectors(6), TITLES, 5, most_terms=100 if use_terms else 0)
 
 
 def space(
@@ -119,3 +119,8 @@ def test_terms_are_dropped_one_by_one_and_only_in_training() -> None:
     assert len(torch.unique(drawn[:, 0], dim=0)) > 4
     assert torch.allclose(drawn.mean(0), whole, atol=0.35)  # what is left weighs more
     assert (drawn[:, 3] == whole[3]).all()  # no text
+
+
+def test_a_vocabulary_is_as_large_as_can_be_published() -> None:
+    read = TextReader(text_vectors(6), TITLES, 5, most_terms=2)
+    assert read.terms == ("red", "soap")  # the commonest

@@ -42,7 +42,7 @@ def learner(network: SequenceNetwork, **changes: Any) -> Learner:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((6, 5)).astype(np.float32)
-    reader = TextReader(vectors, (), 5, use_terms=False)
+    reader = TextReader(vectors, (), 5, most_terms=0)
     space = ItemSpace(
         reader.read(vectors, [""] * 6), reader.read(vectors[:3], [""] * 3), POPULARITY, 8
     )
