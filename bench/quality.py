@@ -18,6 +18,8 @@ Figures:
 
 - {set}_{metric}_{mean,spread}: ours; the spread is the sample standard deviation over seeds.
   {set}_model_...: the sequence model alone. {set}_{baseline}_...: the baselines.
+- beauty_without_popularity_{metric}_mean: with a ranker that does not read how popular an item is,
+  fitted to the sequence model of the first seed.
 - beauty_id_transformer_...: the peer on this very file, a transformer over item ids alone with full
   softmax; beauty_rectools_sasrec_...: RecTools' SASRecModel, as far as the budget allows.
 - {set}_{metric}_over_{baseline}_{mean,low,high}: mean difference and 95 % interval of a bootstrap
@@ -133,7 +135,9 @@ def train_and_measure(folder: Path, trial: Trial, data: Dataset, seed: int) -> d
     protocol = replace(trial.protocol, seed=seed)
     shutil.rmtree(folder, ignore_errors=True)
     begin = time.monotonic()
-    trained = training.train(data, folder, protocol=protocol, config=trial.config, progress=True)
+    trained = training.train(
+        data, folder, protocol=protocol, config=trial.config, parts=trial.parts, progress=True
+    )
     methods = methods_of(trained.report, trial)
     if trial.baselines:
         methods[OWN]["seconds"] = time.monotonic() - begin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -11,12 +11,15 @@ import numpy as np
 
 from bench.harness import Figures
 from bench.paired import paired_bootstrap, paired_macro_f1
+from foretell.vectors import Vectors
 from predictor.learning import training
 from predictor.learning.measures import evaluation
 from predictor.learning.measures.answers import Answers, answer
-from predictor.learning.measures.baselines import item_baselines
+from predictor.learning.measures.baselines import item_baselines, popularity
 from predictor.learning.measures.metrics import ItemHits, ItemScorer, item_hits, users
 from predictor.learning.measures.type_baselines import type_baselines
+from predictor.learning.ranking.examples import ModelOutputs
+from predictor.learning.ranking.fitting import fit_ranker
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split
 from predictor.models import model_dir
@@ -31,7 +34,9 @@ CANDIDATES = (150, 480)
 RANKER_FIGURES = tuple(f"ranker_{count}_p50_ms" for count in CANDIDATES)
 
 SEED = 1
-"""Of the draws of users."""
+"""Of all draws: the first training's."""
+
+ITEM_FIGURES = ("recall_at_10", "ndcg_at_10", "coverage_at_10", "hits_at_10")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Stored:
 
     part: Split
     answers: Answers
+    text_vectors: Vectors
+    """(items, cols) of the items' texts."""
 
     def hits(self, scorer: ItemScorer) -> ItemHits:
         """What a scorer's ten best items hit in the test."""
@@ -58,7 +65,7 @@ def load(path: Path, dataset: Dataset, protocol: Protocol) -> Stored:
     dataset = dataset.in_order(version.item_ids)
     part = training.divide(dataset, protocol).with_types(version.config.behavior_types)
     space, _ = evaluation.read_space(version, dataset)
-    return Stored(part, answer(version, part.test, space))
+    return Stored(part, answer(version, part.test, space), dataset.item_vectors)
 
 
 def items_over(stored: Stored, baseline: str) -> Figures:
@@ -73,6 +80,29 @@ def items_over(stored: Stored, baseline: str) -> Figures:
         found = paired_bootstrap(a, b, ours.user, SEED)
         figures |= interval(f"{name}_over_{baseline}", found)
     return figures
+
+
+def without_popularity(stored: Stored) -> Figures:
+    """Measures with a ranker for the version's sequence model that knows no item's popularity."""
+    part, answers = stored.part, stored.answers
+    version, exclude = answers.version, answers.exclude_history
+    validation = answer(version, part.validation, answers.space)
+    fitted = fit_ranker(
+        part.train,
+        part.validation,
+        stored.text_vectors,
+        kind=part.kind,
+        horizon=part.horizon,
+        repeats=not exclude,
+        seed=SEED,
+        model=ModelOutputs(validation.found.queries, answers.space.items),
+        popularity=False,
+    )
+    if fitted is None:
+        return {}
+    changed = replace(answers, version=replace(version, ranker=fitted.ranker))
+    measured = stored.hits(changed.item_scorer).metrics(popularity(part.train) > 0)
+    return {f"without_popularity_{name}_mean": measured[name] for name in ITEM_FIGURES}
 
 
 def types_over(stored: Stored, baseline: str) -> Figures:

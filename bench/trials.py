@@ -61,6 +61,8 @@ class Trial:
     """Methods of the report that are shown, under which name; "" is the whole system."""
     baselines: bool = False
     """Whether all others are shown too, under their own names."""
+    parts: bool = True
+    """Whether the ranker and the type models are fitted too."""
     once: Sequence[Callable[[Stored], Figures]] = ()
     """What is measured on the first seed's version alone."""
 
@@ -82,7 +84,7 @@ OURS: dict[str, dict[str, Trial]] = {
             LEAVE_ONE_OUT,
             ITEM_METRICS | CALIBRATION | NATURALLY_COLD,
             baselines=True,
-            once=[stored.ranker_times],
+            once=[stored.ranker_times, stored.without_popularity],
         ),
         "held-out": Trial(
             HELD_OUT, COLD_AND_WARM, methods={OWN: "", SEQUENCE: SEQUENCE}
@@ -128,6 +130,7 @@ PEERS: dict[str, dict[str, Trial]] = {
             FitConfig(model_type="transformer", dims=64, layers=1, history_length=50,
                       text_dims=0, terms=False, traces=False, negatives=0),
             methods={SEQUENCE: "id_transformer"},
+            parts=False,
         )
     }
 }  # fmt: skip

@@ -21,7 +21,7 @@ from predictor.learning.measures import calibration, evaluation
 from predictor.learning.measures.answers import answer
 from predictor.learning.measures.comparison import compare
 from predictor.learning.measures.evaluation import REPEATS, Space
-from predictor.learning.parts import with_parts
+from predictor.learning.parts import Report, with_parts, without_parts
 from predictor.learning.reports.model_card import model_card
 from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.sequence.parallel import together
@@ -55,6 +55,7 @@ def train(
     *,
     protocol: Protocol | None = None,
     config: FitConfig | None = None,
+    parts: bool = True,
     progress: bool = False,
 ) -> Trained:
     """Trains on a data set, evaluates beside the baselines, and writes a version directory.
@@ -67,6 +68,7 @@ def train(
         out: the directory to write; its name becomes the version's.
         protocol: how to divide the events.
         config: how to fit; its seed is the protocol's.
+        parts: whether to fit the ranker and the type models; False leaves the sequence model alone.
         progress: whether to show bars and the training curve on the standard error.
 
     Raises:
@@ -97,15 +99,17 @@ def train(
     version = _assemble(name, dataset, part, fitted, exclude_history=exclude)
     # The vectors that the files give, as serving has them: trees are sharp to the last bit.
     space, warm = evaluation.read_space(version, dataset)
-    version, parts = with_parts(
-        answer(version, part.validation, space), dataset, part, protocol.seed,
-        progress=progress,
-    )  # fmt: skip
+    answers = answer(version, part.validation, space)
+    about: Report = {}
+    if parts:
+        version, about = with_parts(answers, dataset, part, protocol.seed, progress=progress)
+    else:
+        version = without_parts(answers, part)
     answers = answer(version, part.test, space)
     found = compare(answers, dataset, part, warm)
     report: dict[str, Any] = {
         "protocol": describe(part, protocol, exclude_history=exclude),
-        "parts": parts,
+        "parts": about,
         **found.report,
     }
     if not dataset.events.has_items:

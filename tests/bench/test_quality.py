@@ -2,6 +2,8 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -120,6 +122,28 @@ def test_instants_are_midnights_in_utc() -> None:
     protocol = trials.OURS["journey"]["whole"].protocol
     assert protocol.test_from == 1_512_086_400_000_000
     assert protocol.validation_from == 1_509_494_400_000_000
+
+
+@pytest.mark.parametrize(
+    ("trial", "parts"),
+    [
+        (trials.PEERS["beauty"]["id-transformer"], False),
+        (trials.OURS["beauty"]["held-out"], True),
+    ],
+)
+def test_peers_are_sequence_models_alone(
+    trial: Trial, parts: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def train(*_: Any, **options: Any) -> Any:
+        asked.append(options["parts"])
+        return SimpleNamespace(report=REPORT)
+
+    monkeypatch.setattr("predictor.learning.training.train", train)
+    data: Any = None
+    quality.train_and_measure(tmp_path / "version", trial, data, 2)
+    assert asked == [parts]
 
 
 @pytest.fixture

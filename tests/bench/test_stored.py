@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,8 +10,12 @@ from bench import stored
 from bench.stored import Stored
 from foretell.importing import EventColumns
 from predictor.learning.data import to_events
+from predictor.learning.measures.answers import Answers
+from predictor.learning.measures.evaluation import Space
+from predictor.learning.measures.metrics import item_metrics
 from predictor.learning.splits import Protocol, split
 from predictor.models.ranking.pairs import Pairs
+from predictor.models.sequence.network import Outputs
 
 ITEMS = 40
 
@@ -49,7 +54,7 @@ def answered(chosen: list[int], true: list[int]) -> Stored:
     part = split(to_events(columns), Protocol("every", test_from=count, validation_from=count // 2))
     order = np.lexsort((np.arange(count), np.arange(count) % 2))  # by user, then time
     answers = SimpleNamespace(chosen_types=np.array(chosen)[order])
-    return Stored(part, cast(Any, answers))
+    return Stored(part, cast(Any, answers), np.zeros((0, 2), np.float32))
 
 
 def ranked(ranker: FakeRanker | None) -> Stored:
@@ -66,7 +71,7 @@ def ranked(ranker: FakeRanker | None) -> Stored:
         space=SimpleNamespace(items=items),
         found=SimpleNamespace(queries=np.ones((5, 2), np.float32)),
     )
-    return Stored(part, cast(Any, answers))
+    return Stored(part, cast(Any, answers), np.zeros((0, 2), np.float32))
 
 
 @pytest.mark.parametrize("candidates", [5, 13, 30])
@@ -92,3 +97,56 @@ def test_types_are_compared_with_those_of_a_baseline_user_by_user() -> None:
     # User a has only x: nothing to gain; user b only y: four of five.
     assert figures["type_accuracy_over_majority_low"] == pytest.approx(0.0)
     assert figures["type_accuracy_over_majority_high"] == pytest.approx(0.8)
+
+
+@dataclass(frozen=True)
+class FakeVersion:
+    """What answers read of a version."""
+
+    config: Any
+    item_ids: tuple[str, ...]
+    ranker: Any = None
+
+
+class Numbers:
+    """Orders all items by their numbers."""
+
+    recipe = SimpleNamespace(searched=0)
+
+    def candidates(self, histories: Any, searched: Pairs, *, repeats: bool) -> Pairs:
+        rows = len(histories)
+        return Pairs(np.repeat(np.arange(rows), ITEMS), np.tile(np.arange(ITEMS), rows))
+
+    def score(self, histories: Any, pairs: Pairs, *_: Any) -> Any:
+        return pairs.item.astype(np.float32)
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_ranker_without_popularity_is_fitted_and_measured(
+    enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ranked(None)
+    part = plain.part
+    found = Outputs(*(np.ones((len(part.test), 2), np.float32) for _ in range(3)))
+    space = Space(np.ones((ITEMS, 2), np.float32), np.zeros((0, 2), np.float32))
+    version: Any = FakeVersion(SimpleNamespace(repeats="allowed"), part.test.events.item_ids)
+    answers = Answers(version, part.test, space, found, np.arange(ITEMS))
+    asked: list[Any] = []
+
+    def fit(train: Any, validation: Any, vectors: Any, **options: Any) -> Any:
+        asked.append((train, validation, options["popularity"], len(options["model"].queries)))
+        return SimpleNamespace(ranker=Numbers()) if enough else None
+
+    monkeypatch.setattr(stored, "fit_ranker", fit)
+    monkeypatch.setattr(stored, "answer", lambda *_: SimpleNamespace(found=found))
+    figures = stored.without_popularity(Stored(part, answers, plain.text_vectors))
+    assert asked == [(part.train, part.validation, False, 5)]
+    if not enough:
+        assert figures == {}
+        return
+    measured = item_metrics(
+        lambda _, rows: np.tile(np.arange(ITEMS, dtype=np.float32), (rows.stop - rows.start, 1)),
+        part.test, np.ones(ITEMS, np.bool_), exclude_history=False,
+    )  # fmt: skip
+    for name in ("recall_at_10", "ndcg_at_10", "coverage_at_10", "hits_at_10"):
+        assert figures[f"without_popularity_{name}_mean"] == measured[name]

@@ -22,6 +22,7 @@ from predictor.learning.measures import evaluation
 from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.splits import Protocol
 from predictor.models import model_dir
+from predictor.models.calibration import ItemCalibration
 from serving.process import ServiceProcess
 
 KINDS = ("coffee", "tea", "bread", "cheese", "soap", "pasta", "rice", "juice")
@@ -231,6 +232,24 @@ def test_evaluate_goes_by_ids_and_not_by_the_order_of_the_items(
         reports.append(json.loads(out))
     assert reports[0]["items"]["foretell"]["cold_targets"] > 0
     assert reports[1] == reports[0]
+
+
+def test_the_sequence_model_can_be_trained_alone(
+    trained: tuple[Path, dict[str, Any]],
+    folder: Path,
+    items: Path,
+    events: Path,
+    embedder_address: str,
+) -> None:
+    with sources.embedder(embedder_address, Path(), None) as client:
+        dataset = sources.with_vectors(sources.read_files(events, items), client)
+    config = FitConfig(epochs=1, dims=16, hidden=16)
+    alone = training.train(dataset, folder / "alone", config=config, parts=False)
+    assert trained[1]["parts"]
+    assert alone.report["parts"] == {}
+    version = model_dir.load(alone.path)
+    assert version.ranker is version.type_model is version.item_type_model is None
+    assert version.config.item_calibration != ItemCalibration()
 
 
 def test_two_processes_train_one_version(
