@@ -366,7 +366,7 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
     numbers = sum(values.size for values in tensors.values())
     sizes = {
         "dims": shape.dims, "hidden": shape.hidden, "layers": shape.layers,
-        "heads": shape.heads, "positions": shape.positions,
+        "heads": shape.heads, "positions": shape.positions, "towers": shape.towers,
     }  # fmt: skip
     for name, size in sizes.items():
         if not 0 < size <= max(numbers, _SMALL):
@@ -374,9 +374,9 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
     if shape.model_type not in ENCODERS:
         return
     # Two affine layers at least lead from the tokens through each layer of the encoder.
-    least = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1))
+    least = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1)) // shape.towers
     least += shape.positions * shape.hidden * (shape.model_type == "transformer")
-    if shape.layers > len(tensors) or least > numbers:
+    if max(shape.layers, shape.towers) > len(tensors) or least > numbers:
         raise damaged(file, f"network: {numbers} weights are too few for its sizes")
 
 

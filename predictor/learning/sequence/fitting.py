@@ -64,7 +64,7 @@ def fit(
     rank, world = place()
     rng = np.random.default_rng(recipe.seed)  # the same batches in all processes
     torch.manual_seed(recipe.seed + rank)  # but each with its own dropout
-    windows = Windows(train, recipe.history_length, recipe.basket_power)
+    windows = Windows(train, recipe.history_length, recipe.basket_power, recipe.late_weight)
     steps = windows.steps(recipe.batch_contexts, recipe.batch_tokens) // world
     optimizer = torch.optim.AdamW(
         [value for value in learner.parameters() if value.requires_grad],

@@ -196,6 +196,7 @@ class ItemSpace(nn.Module):
         term_dropout: float = 0.0,
         use_text: bool = True,
         traces: bool = False,
+        towers: int = 1,
     ) -> None:
         """Takes inputs of one TextReader.
 
@@ -211,6 +212,7 @@ class ItemSpace(nn.Module):
             traces: whether the network has traces. Then the residual's first axis starts as a bias:
                 the query begins with a one there (see `Learner`), so that training starts from
                 popularity.
+            towers: of the network; each has its first axis.
             use_text: False leaves text vectors out: residuals and terms alone.
         """
         super().__init__()
@@ -231,7 +233,7 @@ class ItemSpace(nn.Module):
         scale = TRACE_ROW_SCALE if traces else ROW_SCALE
         residual = torch.randn(len(popularity), dims) * scale
         if traces:
-            residual[:, 0] = torch.from_numpy(np.log1p(popularity))
+            residual[:, :: dims // towers] = torch.from_numpy(np.log1p(popularity)).unsqueeze(1)
         self.residual = nn.Parameter(residual * self.warm)
 
     def items(self, chosen: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ gSASRec).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -58,13 +59,14 @@ class Learner(nn.Module):
         self.offset: Tensor
         offset = recipe.popularity_discount * torch.log1p(space.popularity[self.warm_items])
         self.register_buffer("offset", offset, False)
-        head = network.query_head
-        if recipe.traces and isinstance(head, nn.Linear):
-            with torch.no_grad():
-                # Popularity, see ItemSpace: from the bias alone, not from the traces as well.
-                head.bias.zero_()
-                head.bias[0] = 1.0
-                network.trace_weight[:, 0] = 0.0
+        for tower in network.towers:
+            head = tower.query_head
+            if recipe.traces and isinstance(head, nn.Linear):
+                with torch.no_grad():
+                    # Popularity, see ItemSpace: from the bias alone, not from the traces as well.
+                    head.bias.zero_()
+                    head.bias[0] = 1.0
+                    tower.trace_weight[:, 0] = 0.0
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of a batch."""
@@ -91,7 +93,13 @@ class Learner(nn.Module):
         )
         type_logits, queries, gaps = self.network.heads(states)
         some = target >= 0
-        items = self._item_loss(queries, vectors, sample, row[some], target[some], weight[some])
+        lines = row[some], target[some], weight[some]
+        items = torch.stack(
+            [
+                self._item_loss(query, _Vectors(of, vectors.place), sample, *lines)
+                for query, of in self._by_tower(queries, vectors.of)
+            ]
+        ).mean()
         types = _type_loss(type_logits.float(), row, line_type, weight)
         return Losses(items, types, _gap_loss(gaps.float(), log_gap))
 
@@ -125,6 +133,11 @@ class Learner(nn.Module):
             chosen = nn.functional.embedding(position, self.space.texts(read))
             found = found.masked_scatter(by_text.unsqueeze(-1), chosen)
         return found
+
+    def _by_tower(self, queries: Tensor, items: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """Each tower's queries and item vectors: it learns by its own scores."""
+        towers = self.recipe.towers
+        return zip((queries * towers).chunk(towers, 1), items.chunk(towers, 1), strict=True)
 
     def _item_loss(
         self,

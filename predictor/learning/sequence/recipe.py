@@ -14,6 +14,9 @@ from predictor.models.history import Ints
 FULL_SOFTMAX_ITEMS = 50_000
 """Largest catalogue whose items are all compared by default."""
 
+TWO_TOWERS = 256
+"""Dimensions from which on two networks share them: two of half the size are better than one."""
+
 NEGATIVES = 4_096
 """Items sampled per step by default, for larger catalogues."""
 
@@ -29,6 +32,7 @@ class FitConfig:
     hidden: int | None = None
     layers: int | None = None
     heads: int | None = None
+    towers: int | None = None
     history_length: int | None = None
     traces: bool | None = None
     dropout: float | None = None
@@ -44,6 +48,7 @@ class FitConfig:
     batch_contexts: int | None = None
     batch_tokens: int | None = None
     basket_power: float | None = None
+    late_weight: float | None = None
     negatives: int | None = None
     popularity_discount: float | None = None
     type_weight: float | None = None
@@ -67,6 +72,8 @@ class Recipe:
     """Width of the encoder's states."""
     layers: int
     heads: int
+    towers: int
+    """Networks side by side, each with its share of dims and hidden."""
     history_length: int
     """Events of a history that are read."""
     traces: bool
@@ -95,6 +102,8 @@ class Recipe:
     """Events in a step, at most, about."""
     basket_power: float
     """A basket counts as its size to this power: 1 every line alike, 0 every basket alike."""
+    late_weight: float
+    """By so much more a user's last basket counts than a first; see Windows."""
     negatives: int
     """Items sampled per step for the softmax; 0: all."""
     popularity_discount: float
@@ -110,7 +119,8 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     """Fills in what is None from the training events.
 
     - Users who repeat items (baskets of a shop): traces carry what they buy again, beside an LSTM;
-      else a transformer, and learned rows for the terms of the texts.
+      else transformers, learned rows for the terms of the texts, and more weight for what users
+      did last.
     - Histories: 50 events where nine in ten users have no more, else 200.
     - Softmax: over all items up to FULL_SOFTMAX_ITEMS, above over a sample.
     - Steps: some hundred an epoch, within bounds; fewer leave small data unlearned.
@@ -127,7 +137,9 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     usual["batch_contexts"] = int(np.clip(contexts // usual.pop("steps"), 16, usual.pop("most")))
     made = usual | {name: value for name, value in asdict(config).items() if value is not None}
     made.setdefault("hidden", made["dims"])
-    made.setdefault("heads", 1 if made["hidden"] % 2 else 2)
+    dims, hidden = made["dims"], made["hidden"]
+    made.setdefault("towers", 2 if dims >= TWO_TOWERS and dims % 2 == hidden % 2 == 0 else 1)
+    made.setdefault("heads", 1 if hidden // made["towers"] % 2 else 2)
     # A recurrent encoder over repeats was learned best in large steps, a transformer in small.
     recurrent = made["traces"] and made["model_type"] in ("gru", "lstm")
     made.setdefault("learning_rate", 0.015 if recurrent else 0.0025)
@@ -142,21 +154,20 @@ def _lengths(events: Events) -> Ints:
 
 _COMMON = {
     "patience": 3, "clip": 5.0, "batch_tokens": 16_384, "basket_power": 0.5, "type_weight": 1.0,
-    "layers": 1,
 }  # fmt: skip
 
 _REPEATED = {
-    "model_type": "lstm", "epochs": 10, "dims": 64, "hidden": 128, "traces": True,
+    "model_type": "lstm", "epochs": 10, "dims": 64, "hidden": 128, "layers": 1, "traces": True,
     "dropout": 0.1, "input_dropout": 0.1, "row_dropout": 0.1, "term_dropout": 0.3,
     "text_dims": 128, "terms": False, "weight_decay": 0.01, "averaging": 0.99,
-    "popularity_discount": 0.0,
+    "popularity_discount": 0.0, "late_weight": 0.0,
     "steps": 250, "most": 256,
 }  # fmt: skip
 
 _NEW = {
-    "model_type": "transformer", "epochs": 13, "dims": 128, "traces": False,
+    "model_type": "transformer", "epochs": 13, "dims": 256, "layers": 2, "traces": False,
     "dropout": 0.4, "input_dropout": 0.3, "row_dropout": 0.2, "term_dropout": 0.3,
     "text_dims": 384, "terms": True, "weight_decay": 0.0, "averaging": 0.995,
-    "popularity_discount": 0.25,
+    "popularity_discount": 0.25, "late_weight": 2.0,
     "steps": 128, "most": 1024,
 }  # fmt: skip

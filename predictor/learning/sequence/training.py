@@ -98,6 +98,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
             model_type=recipe.model_type,
             layers=recipe.layers,
             heads=recipe.heads,
+            towers=recipe.towers,
             positions=recipe.history_length,
             traces=recipe.traces,
             dropout=recipe.dropout,
@@ -114,6 +115,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
         term_dropout=recipe.term_dropout,
         use_text=recipe.text_dims > 0,
         traces=recipe.traces,
+        towers=recipe.towers,
     )
     return Learner(network, space, recipe).to(device()), reader
 

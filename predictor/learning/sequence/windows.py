@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from predictor.learning.data import Events, ragged
 from predictor.models.history import MICROSECONDS, Ints, gap_buckets
 
+LATE_HALF_LIFE = 2.0
+"""In baskets before the user's last: by it falls what late baskets count more."""
+
 FIRST_WEIGHT = 0.1
 """Of users' first baskets, which nothing came before: they say what is popular, and no more."""
 
@@ -55,9 +58,19 @@ class Windows:
     history as serving reads.
     """
 
-    def __init__(self, events: Events, length: int, basket_power: float = 1.0) -> None:
+    def __init__(
+        self, events: Events, length: int, basket_power: float = 1.0, late_weight: float = 0.0
+    ) -> None:
+        """Cuts windows.
+
+        Args:
+            length: events of a window, at most.
+            basket_power: a basket's lines count together as their number to this power.
+            late_weight: a basket counts 1 + late_weight * 0.5 ** (baskets to its user's last one /
+                LATE_HALF_LIFE): what is predicted in the end comes after the last ones.
+        """
         self._events = events
-        self._basket_power = basket_power
+        self._weight = _weights(events, basket_power, late_weight)
         stride = max(1, length // 2)
         first_of_user = events.first_of_user
         users = np.flatnonzero(np.diff(first_of_user))
@@ -124,7 +137,7 @@ class Windows:
         empty = max(0, int((context < 0).sum()) - 1)
         line = ragged(events.first_of_basket[basket], size)
         row = np.repeat(np.maximum(0, np.arange(len(basket)) - empty), size)
-        weight = size ** (self._basket_power - 1.0) * np.where(context < 0, FIRST_WEIGHT, 1.0)
+        weight = self._weight[basket] * np.where(context < 0, FIRST_WEIGHT, 1.0)
         return Batch(
             item=np.where(real, events.item[at], -1),
             text=np.where(real, events.text[at], -1),
@@ -162,3 +175,14 @@ class Windows:
         share = np.maximum(self.contexts[by] / contexts, self.lengths[by] / tokens)
         number = np.floor(np.cumsum(share) - share / 2).astype(np.int64)
         return np.split(by, np.flatnonzero(np.diff(number)) + 1)
+
+
+def _weights(events: Events, basket_power: float, late_weight: float) -> NDArray[np.float64]:
+    """(baskets,) of each line, see Windows."""
+    first = events.first_of_basket
+    user, number = events.user[first[:-1]], np.arange(len(first) - 1)
+    last = np.zeros(len(events.user_ids), np.int64)
+    last[user] = number
+    late = 0.5 ** ((last[user] - number) / LATE_HALF_LIFE)
+    weight: NDArray[np.float64] = np.diff(first) ** (basket_power - 1.0) * (1 + late_weight * late)
+    return weight

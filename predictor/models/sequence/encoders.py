@@ -10,7 +10,7 @@ before each part (Xiong et al., 2020). An encoder of one's own is an entry point
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 
 import torch
@@ -37,7 +37,7 @@ class NetworkConfig:
     layers: int = 1
     """Blocks of a transformer, or layers of a recurrent encoder."""
     heads: int = 2
-    """Attention heads of each block of a transformer; they divide `hidden`."""
+    """Attention heads of each block of a tower's transformer; they divide its `hidden`."""
     positions: int = 200
     """Events of the longest history; those behind share the last position's embedding."""
     traces: bool = True
@@ -46,6 +46,21 @@ class NetworkConfig:
     """In training, of numbers in states, and of whole events in the traces."""
     input_dropout: float = 0.2
     """In training, of numbers in tokens."""
+    towers: int = 1
+    """Networks side by side that share dims and hidden evenly, see SequenceNetwork."""
+
+    def of_tower(self) -> NetworkConfig:
+        """The shape of one tower.
+
+        Raises:
+            ValueError: they cannot share evenly.
+        """
+        for name in ("dims", "hidden"):
+            if getattr(self, name) % self.towers:
+                raise ValueError(f"{self.towers} towers do not divide {getattr(self, name)} {name}")
+        return replace(
+            self, dims=self.dims // self.towers, hidden=self.hidden // self.towers, towers=1
+        )
 
 
 class Recurrent(nn.Module):

@@ -12,8 +12,9 @@ of ten thousand products a household buys again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from predictor.models.history import GAPS, HistoryBatch, Ints, starts
 from predictor.models.sequence.encoders import ENCODERS, NetworkConfig, make_encoder
 
 __all__ = ["HALF_LIVES", "MODEL_TYPES", "NetworkConfig", "Outputs", "SequenceModel",
-           "SequenceNetwork"]  # fmt: skip
+           "SequenceNetwork", "Tower"]  # fmt: skip
 
 MODEL_TYPES = tuple(ENCODERS)
 """The encoders that come with the package; `encoders.model_types` adds those of others."""
@@ -60,8 +61,8 @@ class SequenceModel(Protocol):
         ...
 
 
-class SequenceNetwork(nn.Module):
-    """The network without item vectors: those come in with the tokens."""
+class Tower(nn.Module):
+    """A network of one tower, see SequenceNetwork."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -147,6 +148,60 @@ class SequenceNetwork(nn.Module):
         of_types = traces[:, :, dims:].flatten(1)
         query = query + (traces[:, :, :dims] * self.trace_weight).sum(1)
         return self.type_head(torch.cat([encoded, of_types], -1)), query, log_gap
+
+
+class SequenceNetwork(nn.Module):
+    """The network without item vectors: those come in with the tokens.
+
+    It is one tower or several side by side, each of which reads and asks for its own share of the
+    space's dimensions, and knows nothing of the others. An item's score is the mean of theirs, as
+    in an ensemble (Dietterich, 2000, "Ensemble methods in machine learning"), by one inner product.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        one = config.of_tower()
+        self.towers = cast(Sequence[Tower], nn.ModuleList(Tower(one) for _ in range(config.towers)))
+
+    @property
+    def start(self) -> Tensor:
+        """(width,) the state where nothing came before."""
+        return torch.cat([tower.start for tower in self.towers])
+
+    def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+        """States after each token.
+
+        Args:
+            vectors: (batch, time, dims).
+            known: (batch, time) bool.
+            types: (batch, time) int64.
+            gaps: (batch, time) int64.
+
+        Returns:
+            (batch, time, width): the towers' states side by side. Padding on the right changes
+            nothing before it.
+        """
+        parts = vectors.chunk(self.config.towers, -1)
+        return torch.cat(
+            [
+                tower.encode(part, known, types, gaps)
+                for tower, part in zip(self.towers, parts, strict=True)
+            ],
+            -1,
+        )
+
+    def heads(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What states (rows, width) say of the next event.
+
+        Returns:
+            type logits (rows, behavior_types), queries (rows, dims), log time gaps (rows,).
+        """
+        parts = states.chunk(self.config.towers, -1)
+        found = [tower.heads(part) for tower, part in zip(self.towers, parts, strict=True)]
+        types, queries, gaps = zip(*found, strict=True)
+        query = torch.cat(queries, -1) / len(found)
+        return torch.stack(types).mean(0), query, torch.stack(gaps).mean(0)
 
     @torch.inference_mode()
     def predict(self, batch: HistoryBatch) -> Outputs:

@@ -262,11 +262,11 @@ def resign(directory: Path, name: str) -> None:
 
 
 def set_nan(tensors: dict[str, Any]) -> None:
-    tensors["type_head.bias"][0] = np.nan
+    tensors["towers.0.type_head.bias"][0] = np.nan
 
 
 def drop_one(tensors: dict[str, Any]) -> None:
-    del tensors["start"]
+    del tensors["towers.0.start"]
 
 
 def add_one(tensors: dict[str, Any]) -> None:
@@ -275,7 +275,11 @@ def add_one(tensors: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [(set_nan, "not finite"), (drop_one, "start is missing"), (add_one, "stranger belongs to no")],
+    [
+        (set_nan, "not finite"),
+        (drop_one, r"towers\.0\.start is missing"),
+        (add_one, "stranger belongs to no"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused(
     directory: Path, change: Callable[[dict[str, Any]], None], complaint: str

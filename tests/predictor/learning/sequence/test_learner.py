@@ -105,6 +105,27 @@ def test_a_discount_of_popularity_is_learned_beside_the_score(
     assert float(found) == pytest.approx(float(expected), abs=0.02 if negatives == 0 else 0.5)
 
 
+@pytest.mark.parametrize("negatives", [0, 50_000])
+def test_each_tower_learns_by_its_own_scores(negatives: int) -> None:
+    torch.manual_seed(0)
+    both = SequenceNetwork(NetworkConfig(behavior_types=3, dims=8, hidden=16, towers=2)).eval()
+    learned = learner(both, towers=2, negatives=negatives)
+    with torch.no_grad():
+        found = learned(batch_of([2, 0, 5], [3])).items
+        items = learned.space.items()
+    history = history_batch(
+        items[[2, 0, 5]].numpy(), np.ones(3, np.bool_), np.zeros(3, np.int64),
+        np.zeros(3, np.int64), np.array([3]), has_times=False,
+    )  # fmt: skip
+    query = 2 * torch.from_numpy(both.predict(history).queries[0])  # scores are their mean
+    expected = [
+        -torch.log_softmax(query[share] @ items[WARM][:, share].T, 0)[2]
+        for share in (slice(0, 4), slice(4, 8))
+    ]
+    within = 0.02 if negatives == 0 else 0.5
+    assert float(found) == pytest.approx(float(sum(expected)) / 2, abs=within)
+
+
 def test_texts_stand_where_there_is_no_item(network: SequenceNetwork) -> None:
     learned = learner(network)
     with torch.no_grad():

@@ -58,3 +58,13 @@ def test_large_catalogues_are_sampled() -> None:
 def test_without_times_no_time_is_learned() -> None:
     assert resolve(FitConfig(), events_of([[0, 1, 2]], 5)).gap_weight > 0
     assert resolve(FitConfig(), events_of([[0, 1, 2]], 5, times=False)).gap_weight == 0
+
+
+def test_two_towers_share_many_dimensions_only() -> None:
+    events = events_of([[0, 1, 2]], 5)
+    found = [
+        (recipe.towers, recipe.heads)
+        for recipe in (resolve(FitConfig(dims=dims), events) for dims in (256, 64, 257))
+    ]
+    assert found == [(2, 2), (1, 2), (1, 1)]
+    assert resolve(FitConfig(dims=8, towers=4), events).towers == 4

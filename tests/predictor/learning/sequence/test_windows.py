@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foretell.importing import EventColumns
 from predictor.learning.data import Events, to_events
-from predictor.learning.sequence.windows import Windows
+from predictor.learning.sequence.windows import FIRST_WEIGHT, LATE_HALF_LIFE, Windows
 
 
 def random_events(seed: int) -> Events:
@@ -105,3 +105,13 @@ def test_without_times_there_is_no_gap() -> None:
     batch = next(Windows(events, 20).epoch(10**6, 10**6, np.random.default_rng(0)))
     assert np.isnan(batch.log_gap).all()
     assert (batch.gap == 0).all()
+
+
+def test_late_baskets_count_more() -> None:
+    events = random_events(0)
+    batch = Windows(events, 1_000, 0.5, 2.0).batch(np.array([2]))  # the user of seven baskets
+    by_basket = [batch.weight[batch.row == row] for row in range(7)]
+    late = 1 + 2 * 0.5 ** (np.arange(6, -1, -1) / LATE_HALF_LIFE)
+    late[0] *= FIRST_WEIGHT
+    sums = [weights.sum() / len(weights) ** 0.5 for weights in by_basket]
+    assert sums == pytest.approx(late.tolist())

@@ -25,6 +25,8 @@ KINDS = {
     "without traces": replace(
         CONFIG, model_type="transformer", hidden=8, layers=2, heads=4, traces=False
     ),
+    "two towers": replace(CONFIG, model_type="transformer", hidden=8, towers=2, traces=False),
+    "two towers with traces": replace(CONFIG, towers=2),
 }
 
 
@@ -33,8 +35,9 @@ def network(request: pytest.FixtureRequest) -> SequenceNetwork:
     torch.manual_seed(0)
     network = SequenceNetwork(KINDS[request.param])
     with torch.no_grad():
-        network.start.normal_()
-        network.unknown.normal_()
+        for tower in network.towers:
+            tower.start.normal_()
+            tower.unknown.normal_()
     return network.eval()
 
 
@@ -177,7 +180,27 @@ def test_an_encoder_of_ones_own_comes_by_entry_point(monkeypatch: pytest.MonkeyP
     )
     assert encoders.model_types() == ("gru", "lstm", "transformer", "shift")
     network = SequenceNetwork(replace(CONFIG, model_type="shift"))
-    assert isinstance(network.encoder, Shift)
+    assert isinstance(network.towers[0].encoder, Shift)
     assert np.ptp(network.eval().predict(histories([3, 5])).queries, axis=0).min() > 0
     with pytest.raises(ValueError, match=r"parrot.*shift"):
         SequenceNetwork(replace(CONFIG, model_type="parrot"))
+
+
+def test_towers_know_nothing_of_one_another_and_their_scores_are_averaged() -> None:
+    torch.manual_seed(1)
+    both = SequenceNetwork(replace(CONFIG, towers=2)).eval()
+    batch = histories([5, 0, 9])
+    found = both.predict(batch)
+    halves = []
+    for number, tower in enumerate(both.towers):
+        one = SequenceNetwork(replace(CONFIG, dims=4, hidden=8)).eval()
+        one.towers[0].load_state_dict(tower.state_dict())
+        share = slice(4 * number, 4 * number + 4)
+        halves.append(one.predict(replace(batch, vectors=batch.vectors[:, share])))
+    queries = np.concatenate([half.queries for half in halves], axis=1) / 2
+    assert found.queries == pytest.approx(queries, abs=1e-6)
+    for name in ("type_logits", "log_gaps"):
+        mean = np.mean([getattr(half, name) for half in halves], axis=0)
+        assert getattr(found, name) == pytest.approx(mean, abs=1e-6)
+    with pytest.raises(ValueError, match="3 towers do not divide 8 dims"):
+        SequenceNetwork(replace(CONFIG, towers=3))
