@@ -21,7 +21,7 @@ from predictor.models.history import Histories, history_batch
 from predictor.models.ranking.candidates import Recipe
 from predictor.models.ranking.features import FeatureGroups, feature_names
 from predictor.models.ranking.pairs import Pairs
-from predictor.models.ranking.ranker import Ranker
+from predictor.models.ranking.ranker import NewItems, Ranker
 from predictor.models.ranking.tables import KINDS, STATISTICS, Neighbours, Tables
 from predictor.models.types.models import NO_HISTORY, ItemTypeModel, Rule, TypeModel
 from predictor.models.types.tables import ItemTypes
@@ -55,15 +55,18 @@ def ranker(items: int) -> Ranker:
     names = feature_names(groups)
     near = rng.integers(0, items, (items, 3)).astype(np.int32)
     share = rng.random((items, 3), np.float32)
+    statistics = rng.random((items, len(STATISTICS)), np.float32)
+    statistics[::3] = 0  # nobody had these
     tables = Tables(
-        rng.random((items, len(STATISTICS)), np.float32),
+        statistics,
         {kind: Neighbours(near, share * 9, share) for kind in KINDS},
         rng.standard_normal((items, 4)).astype(np.float16),
         rng.integers(1, 4, items).astype(np.int32),
         2.5,
         rng.permutation(items)[:6].astype(np.int32),
     )
-    return Ranker(tables, RECIPE, groups, trees(len(names), names=names))
+    weights = NewItems(model_score=0.3, likeness=0.5)
+    return Ranker(tables, RECIPE, groups, trees(len(names), names=names), weights)
 
 
 def type_models(items: int) -> tuple[TypeModel, ItemTypeModel]:

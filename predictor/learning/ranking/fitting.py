@@ -24,7 +24,7 @@ from predictor.models.history import Ints
 from predictor.models.ranking.candidates import Recipe
 from predictor.models.ranking.features import FeatureGroups, feature_names
 from predictor.models.ranking.pairs import Pairs
-from predictor.models.ranking.ranker import Ranker, place_new
+from predictor.models.ranking.ranker import NewItems, Ranker, columns_of_new
 
 CUTS = 6
 """Earlier dates to learn from, where there are times and repeats."""
@@ -212,15 +212,36 @@ def _from_validation(
     for number in range(FOLDS):
         trees = fit_trees([shown.subset(fold[shown.pairs.row] != number)], groups, options, seed)
         scores[held_fold == number] = predict(trees, held.subset(held_fold == number))
+    new_items = NewItems()
     if model is not None:
-        scores = place_new(held.pairs, scores, held.model, tables.new(held.pairs.item))
+        read, new = held.table[:, columns_of_new(groups)], tables.new(held.pairs.item)
+        new_items = fit_new_items(held.pairs, scores, read, ~new)
+        scores = new_items.place(held.pairs, scores, read, new)
     figures = measure(held, scores)
     search = None if model is None else measure(held, held.model)
     trees = fit_trees([shown], groups, options, seed)
     known = validation.events if kind in ("time", "every") else train
     tables = fit_tables(known, texts, _end(known))
-    ranker = Ranker(tables, recipe, groups, trees.model_to_string())
+    ranker = Ranker(tables, recipe, groups, trees.model_to_string(), new_items)
     return FittedRanker(ranker, figures, search, targets, held.pairs, scores)
+
+
+def fit_new_items(pairs: Pairs, scores: Floats, read: Floats, old: NDArray[np.bool_]) -> NewItems:
+    """Least squares of the trees' scores, all numbers less their means over the history.
+
+    Args:
+        pairs: candidates.
+        scores: (pairs,) by trees that did not learn from the context.
+        read: (pairs, READ_OF_NEW).
+        old: (pairs,) the candidates that somebody had.
+    """
+    pairs, values = pairs.chosen(old), np.column_stack([read, scores])[old].astype(np.float64)
+    count = pairs.per_row(np.ones(len(pairs)), np.add)
+    for col in values.T:
+        col -= pairs.per_row(col, np.add) / count
+    products = values.T @ values
+    weights = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0]
+    return NewItems(*weights.tolist())
 
 
 def _end(events: Events) -> int:

@@ -13,14 +13,14 @@ from predictor.learning.data import Events, Targets, to_events
 from predictor.learning.measures.metrics import item_metrics
 from predictor.learning.ranking import fitting as ranking
 from predictor.learning.ranking.examples import Examples, ModelOutputs, examples, measure
-from predictor.learning.ranking.fitting import FittedRanker, fit_ranker
+from predictor.learning.ranking.fitting import FittedRanker, fit_new_items, fit_ranker
 from predictor.learning.ranking.tables import fit_tables, fit_texts
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models.history import Histories
 from predictor.models.ranking.candidates import Recipe
 from predictor.models.ranking.features import NEVER, FeatureGroups, feature_names, features
 from predictor.models.ranking.pairs import Pairs
-from predictor.models.ranking.ranker import Ranker
+from predictor.models.ranking.ranker import NewItems, Ranker
 from predictor.models.ranking.tables import STATISTICS
 
 ITEMS = 60
@@ -267,6 +267,21 @@ def test_items_newer_than_the_tables_are_ranked_by_what_is_live() -> None:
     assert scores[0] > scores[1]
     assert ITEMS + 5 in ranker.candidates(histories, pairs).item
     assert ITEMS + 5 not in ranker.candidates(histories, pairs, repeats=False).item
+
+
+def test_what_a_new_item_scores_is_learned_from_the_others() -> None:
+    rng = np.random.default_rng(0)
+    row = np.repeat(np.arange(5), 8)
+    pairs = Pairs(row, np.tile(np.arange(8), 5))
+    read = rng.normal(size=(40, 2)).astype(np.float32)
+    # Each history has a level of its own, which says nothing of the weights.
+    scores = (read @ [2, -3] + 7 * row).astype(np.float32)
+    old = pairs.item > 1
+    scores[~old] = -100
+    found = fit_new_items(pairs, scores, read, old)
+    assert (found.model_score, found.likeness) == pytest.approx((2, -3), abs=1e-4)
+    assert fit_new_items(pairs, scores, read, old & False) == NewItems(0, 0)
+    assert fitted_chain().ranker.new_items != NewItems()
 
 
 def test_tables_of_a_small_shop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import lightgbm
@@ -16,7 +17,7 @@ from predictor.models.history import Histories
 from predictor.models.ranking.candidates import Recipe, candidates
 from predictor.models.ranking.features import FeatureGroups, feature_names
 from predictor.models.ranking.pairs import Groups, Pairs
-from predictor.models.ranking.ranker import Ranker, place_new
+from predictor.models.ranking.ranker import NEW_LIFT, NewItems, Ranker
 from predictor.models.ranking.tables import KINDS, STATISTICS, Neighbours, Tables
 
 GROUPS = FeatureGroups(has_times=True, repeats=True)
@@ -52,7 +53,7 @@ def files() -> dict[str, bytes]:
         table, (table[:, 0] > 0.5).astype(int), feature_name=list(names), params={"verbose": -1}
     )
     trees = lightgbm.train({"objective": "binary", "verbose": -1, "num_threads": 1}, data, 3)
-    return Ranker(tables(), RECIPE, GROUPS, trees.model_to_string()).files()
+    return Ranker(tables(), RECIPE, GROUPS, trees.model_to_string(), NewItems(0.5, 2.0)).files()
 
 
 def history() -> Histories:
@@ -121,6 +122,9 @@ def test_a_missing_or_damaged_file_is_named(name: str) -> None:
         {"recipe": {"searched": -1, "own": 1, "popular": 1, "related": 1}},
         {"recipe": {"searched": 1}},
         {"groups": {"has_times": 1, "repeats": True, "popularity": True, "model": True}},
+        {"new_items": {"model_score": 1}},
+        {"new_items": {"model_score": float("inf")}},
+        {"new_items": {"other": 1.0}},
         {"features": ["other"]},
         {"groups": {"has_times": False, "repeats": True, "popularity": True, "model": True}},
     ],
@@ -150,28 +154,43 @@ def test_odd_tables_are_refused(name: str, value: np.ndarray, said: str) -> None
         Ranker.load({**files(), "tables.safetensors": save(tensors)})
 
 
-def placed(scores: list[float], model: list[float], new: list[bool]) -> list[int]:
-    """Candidates of one history, best first."""
-    pairs = Pairs(np.zeros(len(scores), np.int64), np.arange(len(scores)))
-    found = place_new(
-        pairs, np.array(scores, np.float32), np.array(model, np.float32), np.array(new)
+def placed(
+    scores: list[float],
+    model: list[float],
+    likeness: list[float],
+    new: list[bool],
+    row: list[int] | None = None,
+) -> np.ndarray:
+    """Scores of candidates, of one history unless it says otherwise; weights 2 and 4."""
+    some = np.zeros(len(scores), np.int64) if row is None else np.array(row)
+    read = np.array([model, likeness], np.float32).T
+    return NewItems(2.0, 4.0).place(
+        Pairs(some, np.arange(len(scores))), np.array(scores, np.float32), read, np.array(new)
     )
-    order: list[int] = np.argsort(-found, kind="stable").tolist()
-    return order
 
 
-def test_new_items_keep_the_places_that_the_model_gives_them() -> None:
+def test_a_new_item_scores_what_the_trees_would_give_to_an_old_one_like_it() -> None:
+    # The old ones' means: the trees' 2, model 1, likeness .5. A new one's trees are not asked.
+    new = [False, False, True, True]
+    found = placed([1, 3, -50, -60], [0, 2, 2, 1], [0.25, 0.75, 0.5, 1], new)
+    lifted = np.array([2 + 2 * 1 + 4 * 0, 2 + 2 * 0 + 4 * 0.5]) + NEW_LIFT
+    assert found == pytest.approx([1, 3, *lifted])
+
+
+def test_without_new_items_nothing_changes() -> None:
+    scores = np.array([1, 2, 3], np.float32)
+    assert np.array_equal(placed([1, 2, 3], [3, 1, 2], [0, 0, 0], [False] * 3), scores)
+
+
+def test_what_cannot_be_compared_keeps_its_score() -> None:
     nan = float("nan")
-    # The trees' order of old items is 3 2 1; the model's of all: 0 (new), 1, 4 (new), 2, 3.
-    assert placed([-9, 1, 2, 3, -9], [9, 8, 6, 5, 7], [True, False, False, False, True]) == [
-        0, 3, 4, 2, 1,
-    ]  # fmt: skip
-    assert placed([1, 2], [nan, 0], [True, False]) == [1, 0]
-    assert placed([1, 2, 3], [3, 1, 2], [True, True, True]) == [0, 2, 1]
-    assert placed([1, 2, 3], [3, 1, 2], [False, False, False]) == [2, 1, 0]
-    # Several new ones on one place keep the model's order.
-    assert placed([0, 5, 0, 0], [4, 1, 3, 2], [True, False, True, True]) == [0, 2, 3, 1]
-    assert placed([0, 5, 0, 0], [2, 9, 3, 1], [True, False, True, True]) == [1, 2, 0, 3]
+    # Nothing is known of the first, new or old, but its trees' score.
+    assert placed([1, 2, 3], [nan, 0, 0], [0, 0, 0], [True, False, False])[0] == 1
+    found = placed([9, 2, 3], [nan, 0, 0], [0, 0, 0], [False, False, True])
+    assert found == pytest.approx([9, 2, 2 + NEW_LIFT])
+    # New ones alone: their order is that of the line.
+    alone = placed([1, 2], [1, 0], [0, 0], [True, True])
+    assert alone[0] > alone[1]
 
 
 @given(st.data())
@@ -179,15 +198,33 @@ def test_histories_are_placed_apart_and_old_scores_stay(data: st.DataObject) -> 
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     total = sum(sizes)
     numbers = st.lists(st.integers(-20, 20), min_size=total, max_size=total)
-    scores = np.array(data.draw(numbers), np.float32)
-    model = np.array(data.draw(numbers), np.float32)
-    new = np.array(data.draw(st.lists(st.booleans(), min_size=total, max_size=total)))
+    scores, model, likeness = data.draw(numbers), data.draw(numbers), data.draw(numbers)
+    new = data.draw(st.lists(st.booleans(), min_size=total, max_size=total))
     row = np.repeat(np.arange(len(sizes)), sizes)
-    pairs = Pairs(row, np.concatenate([np.arange(size) for size in sizes]))
-    together = place_new(pairs, scores, model, new)
-    assert np.array_equal(together[~new], scores[~new])
-    assert np.isfinite(together).all()
+    together = placed(scores, model, likeness, new, row.tolist())
+    assert np.array_equal(together[~np.array(new)], np.array(scores)[~np.array(new)])
     for number in range(len(sizes)):
-        own = row == number
-        one = Pairs(row[own] * 0, pairs.item[own])
-        assert np.array_equal(place_new(one, scores[own], model[own], new[own]), together[own])
+        at = np.flatnonzero(row == number)
+        own = [[values[i] for i in at] for values in (scores, model, likeness, new)]
+        assert np.array_equal(placed(*own), together[at])  # type: ignore[arg-type]
+
+
+def test_the_ranker_scores_a_new_item_by_model_and_likeness() -> None:
+    ranker = Ranker.load(files())
+    pairs = Pairs(ints(0, 0, 0), ints(2, 3, 99))  # 99 came after the tables
+    model = np.array([1, 3, 2.5], np.float32)
+
+    def vectors(item: np.ndarray) -> np.ndarray:
+        axes = np.eye(4, dtype=np.float32)
+        return axes[np.select([item == 99, item == 2], [1, 3], 0)]
+
+    def scored(weights: NewItems) -> np.ndarray:
+        return replace(ranker, new_items=weights).score(history(), pairs, model, vectors)
+
+    plain = scored(NewItems())
+    assert plain[2] == pytest.approx(plain[:2].mean() + NEW_LIFT)
+    found = scored(NewItems(0.5, 0.25))
+    assert np.array_equal(found[:2], plain[:2])
+    # Its model score is .5 above the others' mean; 3 is like the latest items (cosine 1), 2 and
+    # the new one are not (0).
+    assert found[2] - plain[2] == pytest.approx(0.5 * 0.5 - 0.25 * 0.5)
