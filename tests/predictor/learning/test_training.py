@@ -248,7 +248,9 @@ def test_the_sequence_model_can_be_trained_alone(
     assert trained[1]["parts"]
     assert alone.report["parts"] == {}
     version = model_dir.load(alone.path)
-    assert version.ranker is version.type_model is version.item_type_model is None
+    assert version.ranker is None
+    assert version.type_model is None
+    assert version.item_type_model is None
     assert version.config.item_calibration != ItemCalibration()
 
 
