@@ -128,7 +128,8 @@ PEERS: dict[str, dict[str, Trial]] = {
             LEAVE_ONE_OUT,
             ITEM_METRICS,
             FitConfig(model_type="transformer", dims=64, layers=1, history_length=50,
-                      text_dims=0, terms=False, traces=False, negatives=0),
+                      text_dims=0, terms=False, traces=False, row_dropout=0.0, negatives=0,
+                      popularity_discount=0.0, late_weight=0.0),
             methods={SEQUENCE: "id_transformer"},
             parts=False,
         )
