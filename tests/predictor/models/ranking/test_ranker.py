@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from predictor.models.history import Histories
+from foretell.vectors import Vectors
+from predictor.models.history import Histories, Ints
 from predictor.models.ranking.candidates import Recipe, candidates
 from predictor.models.ranking.features import FeatureGroups, feature_names
 from predictor.models.ranking.pairs import Groups, Pairs
@@ -155,11 +157,11 @@ def test_odd_tables_are_refused(name: str, value: np.ndarray, said: str) -> None
 
 
 def placed(
-    scores: list[float],
-    model: list[float],
-    likeness: list[float],
-    new: list[bool],
-    row: list[int] | None = None,
+    scores: Sequence[float],
+    model: Sequence[float],
+    likeness: Sequence[float],
+    new: Sequence[bool],
+    row: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Scores of candidates, of one history unless it says otherwise; weights 2 and 4."""
     some = np.zeros(len(scores), np.int64) if row is None else np.array(row)
@@ -214,8 +216,8 @@ def test_the_ranker_scores_a_new_item_by_model_and_likeness() -> None:
     pairs = Pairs(ints(0, 0, 0), ints(2, 3, 99))  # 99 came after the tables
     model = np.array([1, 3, 2.5], np.float32)
 
-    def vectors(item: np.ndarray) -> np.ndarray:
-        axes = np.eye(4, dtype=np.float32)
+    def vectors(item: Ints) -> Vectors:
+        axes: Vectors = np.eye(4, dtype=np.float32)
         return axes[np.select([item == 99, item == 2], [1, 3], 0)]
 
     def scored(weights: NewItems) -> np.ndarray:
