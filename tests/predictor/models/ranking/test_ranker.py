@@ -217,8 +217,8 @@ def test_the_ranker_scores_a_new_item_by_model_and_likeness() -> None:
     model = np.array([1, 3, 2.5], np.float32)
 
     def vectors(item: Ints) -> Vectors:
-        axes: Vectors = np.eye(4, dtype=np.float32)
-        return axes[np.select([item == 99, item == 2], [1, 3], 0)]
+        found: Vectors = np.eye(4, dtype=np.float32)[np.select([item == 99, item == 2], [1, 3], 0)]
+        return found
 
     def scored(weights: NewItems) -> np.ndarray:
         return replace(ranker, new_items=weights).score(history(), pairs, model, vectors)
