@@ -37,6 +37,8 @@ OWN = 200
 """Own items that are candidates where some are bought again."""
 LEAST_CONTEXTS = 200
 """Contexts with a hit among the candidates; with fewer there is nothing to learn an order from."""
+LEAST_VARIANCE = 1e-9
+"""Added to that of what is read of new items: what is the same for all has no weight."""
 SEARCHED = Recipe(searched=120, own=0, popular=10, related=60)
 """Where items hardly repeat: most candidates are the model's."""
 REPEATED = Recipe(searched=0, own=400, popular=150, related=100)
@@ -71,13 +73,13 @@ ONCE = FitOptions(
 )
 """Where items hardly repeat. Chosen on the validation part of Amazon Beauty."""
 AGAIN = FitOptions(
-    rounds=250,
-    learning_rate=0.04,
+    rounds=220,
+    learning_rate=0.05,
     leaves=15,
     min_leaf=200,
     negatives=60,
-    features=0.4,
-    bagging=0.7,
+    features=0.2,
+    bagging=0.5,
 )
 """Where they do. Chosen on the validation part of a year of grocery baskets."""
 
@@ -212,7 +214,7 @@ def _from_validation(
     for number in range(FOLDS):
         trees = fit_trees([shown.subset(fold[shown.pairs.row] != number)], groups, options, seed)
         scores[held_fold == number] = predict(trees, held.subset(held_fold == number))
-    new_items = NewItems()
+    new_items = NewItems(0.0, 0.0)
     if model is not None:
         read, new = held.table[:, columns_of_new(groups)], tables.new(held.pairs.item)
         new_items = fit_new_items(held.pairs, scores, read, ~new)
@@ -239,8 +241,8 @@ def fit_new_items(pairs: Pairs, scores: Floats, read: Floats, old: NDArray[np.bo
     count = pairs.per_row(np.ones(len(pairs)), np.add)
     for col in values.T:
         col -= pairs.per_row(col, np.add) / count
-    products = values.T @ values
-    weights = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0]
+    products = values.T @ values + LEAST_VARIANCE * (1 + len(pairs)) * np.eye(values.shape[1])
+    weights = np.linalg.solve(products[:-1, :-1], products[:-1, -1])
     return NewItems(*weights.tolist())
 
 
