@@ -23,8 +23,6 @@ USER_ITEMS = 500
 """Latest distinct items of a user that count as had together: bounds the square of long lists."""
 TEXT_DIMS = 48
 """Principal axes of the text vectors that are kept."""
-AGAIN_PRIOR = 20
-"""Baskets that are added to an item's in `again_share`, as if it were bought again like all."""
 BLOCK = 1_000
 """Items whose relations are counted at once: bounds memory."""
 
@@ -72,10 +70,8 @@ def fit_tables(events: Events, texts: TextTable, now: int) -> Tables:
 def item_statistics(events: Events, now: int) -> tuple[NDArray[np.float32], float]:
     """(items, STATISTICS), and the median gap of all. Counts are log(1 + n).
 
-    trend is the log of the last 28 days' share of events; again_share of the baskets of those who
-    had the item before, the share that has it again, shrunk to that of all; gap_days the mean time
-    between purchases by one user, shrunk to the median; position the mean share of their histories
-    before them.
+    trend is the log of the last 28 days' share of events; gap_days the mean time between purchases
+    by one user, shrunk to the median; position the mean share of their histories before them.
     """
     size, item = len(events.item_ids), events.item
     found = dict.fromkeys(STATISTICS, np.zeros(size))
@@ -87,7 +83,6 @@ def item_statistics(events: Events, now: int) -> tuple[NDArray[np.float32], floa
     first, last = groups.first, groups.last
     repeated = events.basket[first] != events.basket[last]
     found["repeat_share"] = _mean(had, repeated, size)
-    found["again_share"] = _again_share(events, groups)
     lengths = np.diff(events.first_of_basket)
     found["basket_size"] = _mean(item, np.log1p(lengths)[events.basket], size)
     user_length = np.diff(events.first_of_user)[events.user]
@@ -113,20 +108,6 @@ def item_statistics(events: Events, now: int) -> tuple[NDArray[np.float32], floa
     table = np.column_stack([found[name] for name in STATISTICS]).astype(np.float32)
     table[total == 0] = 0
     return table, gap_days
-
-
-def _again_share(events: Events, groups: Groups) -> NDArray[np.float64]:
-    """(items,) of the baskets behind one with the item, the share that has it too."""
-    size = len(events.item_ids)
-    basket = events.basket[groups.order]
-    again = np.diff(basket, prepend=-1) > 0
-    again[groups.begin] = False
-    bought = np.bincount(events.item[groups.order], again, size)
-    latest = events.basket[events.first_of_user[events.user[groups.first] + 1] - 1]
-    chances = np.bincount(groups.key % ITEMS, latest - events.basket[groups.first], size)
-    usual = bought.sum() / max(chances.sum(), 1)
-    share: NDArray[np.float64] = (bought + AGAIN_PRIOR * usual) / (chances + AGAIN_PRIOR)
-    return share
 
 
 def _mean(index: Ints, values: NDArray[np.generic], size: int) -> NDArray[np.float64]:

@@ -33,14 +33,6 @@ MODEL_RECENT = 3
 """Latest events whose vectors in the model's space are compared with a candidate's."""
 TYPES = 3
 """Behavior types, the first ones of the version's, that an item's events are counted by."""
-AGAIN = ("20_baskets", "40_baskets", "120_days")
-"""Half-lives over which the chance that a basket has an own item again is estimated."""
-AGAIN_PRIOR = 2.0
-"""Baskets, by decayed weight, that are added as if bought in like others who had the item."""
-AGAIN_FIRST_PRIOR = 10.0
-"""The same without decay, to the baskets since the user's first of the item."""
-RANKED = ("20_baskets", "120_days")
-"""Half-lives of the counts by basket size that the user's own items are ranked by."""
 NEVER = 10_000.0
 """Stands for the days or baskets since something that never was."""
 
@@ -167,7 +159,7 @@ def _columns(
     columns += _category(read, pairs)
     columns += _related(read, pairs)
     columns += _texts(read, pairs)
-    columns += _statistics(read, pairs, groups)
+    columns += _statistics(read, pairs, popularity=groups.popularity)
     columns += _history(read, pairs)
     return columns
 
@@ -217,8 +209,7 @@ def _own(read: Reader, pairs: Pairs) -> Iterator[Column]:
     sized = read.decays / read.basket_size[:, None]
     # What a basket or a day of the user weighs in all, so that counts become rates.
     of_baskets = _per_row(read, read.decays / read.basket_size[:, None])
-    sums = groups.sum(np.concatenate([read.decays, sized], axis=1))
-    decayed = _lookup(sums, at)
+    decayed = _lookup(groups.sum(np.concatenate([read.decays, sized], axis=1)), at)
     width = read.decays.shape[1]
     total = of_baskets[pairs.row]
     for col, name in enumerate(read.decay_names):
@@ -238,36 +229,8 @@ def _own(read: Reader, pairs: Pairs) -> Iterator[Column]:
         of_type = groups.sum((read.type == type_).astype(np.float64))
         yield f"own_type_{type_}", _lookup(of_type, at)
     yield "own_last_type", _lookup(read.type[groups.last], at, -1)
-    yield from _again(read, pairs, groups, at, decayed, total)
-    own = Pairs(groups.key // ITEMS, groups.key % ITEMS)
-    for name in RANKED:
-        if name in read.decay_names:
-            rank = own.rank(sums[:, width + read.decay_names.index(name)])
-            yield f"own_rank_{name}", _lookup(rank, at, NEVER)
     if read.has_times:
         yield from _own_days(read, pairs, groups, at, count)
-
-
-def _again(
-    read: Reader, pairs: Pairs, groups: Groups, at: Ints, decayed: Floats64, baskets: Floats64
-) -> Iterator[Column]:
-    """How likely a basket has an own item again, shrunk to what others do who had it; else 0.
-
-    Args:
-        at: (pairs,) the group of the user's events of the item.
-        decayed: (pairs, half-lives) these events.
-        baskets: (pairs, half-lives) all baskets of the user.
-    """
-    usual = read.tables.padded[read.tables.row(pairs.item), STATISTICS.index("again_share")]
-    had = at < len(groups.key)
-    times = _lookup(groups.count, at) - 1 + AGAIN_FIRST_PRIOR * usual
-    since = _lookup(read.basket_age[groups.first], at) + AGAIN_FIRST_PRIOR
-    yield "again_since_first", np.where(had, times / since, 0)
-    for name in AGAIN:
-        if name in read.decay_names:
-            col = read.decay_names.index(name)
-            times = decayed[:, col] + AGAIN_PRIOR * usual
-            yield f"again_{name}", np.where(had, times / (baskets[:, col] + AGAIN_PRIOR), 0)
 
 
 def _own_days(
@@ -356,16 +319,13 @@ def _texts(read: Reader, pairs: Pairs) -> Iterator[Column]:
     yield "text_recent", (cosine * 0.7 ** np.arange(RECENT)).sum(axis=1)
 
 
-def _statistics(read: Reader, pairs: Pairs, groups: FeatureGroups) -> Iterator[Column]:
+def _statistics(read: Reader, pairs: Pairs, *, popularity: bool) -> Iterator[Column]:
     """Global statistics of the candidate and of the last item."""
     own = read.tables.padded[read.tables.row(pairs.item)]
-    left_out = (frozenset() if groups.popularity else POPULARITY) | (
-        frozenset() if groups.repeats else REPEATS
-    )
     for col, name in enumerate(STATISTICS):
-        if name not in left_out:
+        if popularity or name not in POPULARITY:
             yield f"item_{name}", own[:, col]
-    if groups.popularity:
+    if popularity:
         last = read.tables.padded[read.tables.row(read.recent[:, 0])]
         yield "last_item_events", last[pairs.row, 0]
 
@@ -374,8 +334,6 @@ POPULARITY = frozenset(
     {"events", "users", "last_28_days", "last_7_days", "trend", "first_seen_days", "position"}
 )
 """Statistics that a ranker without popularity does not read."""
-REPEATS = frozenset({"again_share"})
-"""Those that only a ranker of the users' own items reads."""
 
 
 def _history(read: Reader, pairs: Pairs) -> Iterator[Column]:

@@ -23,7 +23,7 @@ FILE = "tables.safetensors"
 
 STATISTICS = (
     "events", "users", "last_28_days", "last_7_days", "trend", "first_seen_days",
-    "repeat_share", "again_share", "gap_days", "basket_size", "position", "second_type_share",
+    "repeat_share", "gap_days", "basket_size", "position", "second_type_share",
 )  # fmt: skip
 """Columns of Tables.statistics, see learning.ranking.tables.item_statistics."""
 

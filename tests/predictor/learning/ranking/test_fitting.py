@@ -18,7 +18,6 @@ from predictor.learning.ranking.tables import fit_tables, fit_texts
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models.history import Histories
 from predictor.models.ranking.candidates import Recipe
-from predictor.models.ranking.features import NEVER, FeatureGroups, feature_names, features
 from predictor.models.ranking.pairs import Pairs
 from predictor.models.ranking.ranker import NewItems, Ranker
 from predictor.models.ranking.tables import STATISTICS
@@ -296,53 +295,6 @@ def test_tables_of_a_small_shop() -> None:
     assert (tables.category[np.arange(ITEMS) != 3] > 0).all()
     assert 7 <= tables.gap_days <= 30
     assert tables.statistics.shape == (ITEMS, len(STATISTICS))
-
-
-def test_how_often_a_basket_has_an_item_again_is_a_plain_count() -> None:
-    train = shop_part().train
-    table = fit_tables(train, fit_texts(texts(), 0), int(train.timestamp.max()))
-    again, chances = np.zeros((2, ITEMS))
-    for user in range(len(train.user_ids)):
-        of_user = train.user == user
-        baskets = [set(train.item[train.basket == b]) for b in np.unique(train.basket[of_user])]
-        for item in range(ITEMS):
-            there = [item in basket for basket in baskets]
-            behind = there[there.index(True) + 1 :] if any(there) else []
-            again[item] += sum(behind)
-            chances[item] += len(behind)
-    share = (again + 20 * again.sum() / chances.sum()) / (chances + 20)
-    np.testing.assert_allclose(
-        table.statistics[:, STATISTICS.index("again_share")], share, rtol=1e-6
-    )
-
-
-def test_only_a_ranker_of_own_items_reads_what_is_had_again() -> None:
-    assert "item_again_share" in feature_names(FeatureGroups(has_times=True, repeats=True))
-    others = feature_names(FeatureGroups(has_times=True, repeats=False))
-    assert not [name for name in others if "again" in name or name.startswith("own_")]
-
-
-def test_the_chance_of_having_an_item_again_is_shrunk_to_that_of_others() -> None:
-    ranker = fitted_shop().ranker
-    # Item 2 in the first and the last of three baskets, items 3 and 4 in one.
-    item, week = np.array([2, 3, 4, 2]), np.array([0, 0, 1, 2]) * WEEK
-    histories = Histories(item, item * 0, week, np.array([4]), week[-1:] + WEEK)
-    pairs = Pairs(np.zeros(4, np.int64), np.arange(2, 6))
-    no_scores = np.full(4, np.nan, np.float32)
-    table = features(
-        ranker.tables, histories, pairs, no_scores,
-        lambda item: np.zeros((len(item), 8), np.float32), ranker.groups,
-    )  # fmt: skip
-    column = dict(zip(feature_names(ranker.groups), table.T, strict=True))
-    usual = ranker.tables.statistics[2:6, STATISTICS.index("again_share")]
-    since_first = [(1 + 10 * usual[0]) / 12, 10 * usual[1] / 12, 10 * usual[2] / 11, 0]
-    np.testing.assert_allclose(column["again_since_first"], since_first, rtol=1e-6)
-    days = 0.5 ** (np.array([21, 14, 7]) / 120)
-    decayed = np.array([days[0] + days[2], days[0], days[1]])
-    chance = [*((decayed + 2 * usual[:3]) / (days.sum() + 2)), 0]
-    np.testing.assert_allclose(column["again_120_days"], chance, rtol=1e-6)
-    # By size: 1/2 + 1 in two baskets, 1/2 in the first, 1 in the second.
-    assert column["own_rank_120_days"].tolist() == [0, 2, 1, NEVER]
 
 
 def test_neighbours_are_those_of_a_plain_count() -> None:
