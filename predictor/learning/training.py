@@ -72,8 +72,8 @@ def train(
         progress: whether to show bars and the training curve on the standard error.
 
     Raises:
-        InvalidArgumentError: the data cannot train a model, or `out` exists or its name is no
-            version name.
+        InvalidArgumentError: the data cannot train a model or `config` does not fit together, or
+            `out` exists or its name is no version name.
     """
     # Of the extra `train`, which serving does without; here, so that it is missed at once.
     from predictor.learning.reports import drawing, own_text

@@ -39,7 +39,7 @@ from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
 from predictor.models.ranking.ranker import Ranker
 from predictor.models.sequence.encoders import ENCODERS
-from predictor.models.sequence.network import SequenceNetwork
+from predictor.models.sequence.network import HALF_LIVES, SequenceNetwork
 from predictor.models.trees import check_trees
 from predictor.models.types.models import ItemTypeModel, TypeModel
 from predictor.models.untrusted import (
@@ -371,12 +371,17 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
     for name, size in sizes.items():
         if not 0 < size <= max(numbers, _SMALL):
             raise damaged(file, f"network.{name} is {size}: that is no size of these weights")
-    if shape.model_type not in ENCODERS:
-        return
-    # Two affine layers at least lead from the tokens through each layer of the encoder.
-    least = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1)) // shape.towers
-    least += shape.positions * shape.hidden * (shape.model_type == "transformer")
-    if max(shape.layers, shape.towers) > len(tensors) or least > numbers:
+    # Each tower leads from its state, and its traces of the types, to all types.
+    traces = len(HALF_LIVES) * shape.towers * shape.traces
+    least = shape.behavior_types * (shape.hidden + traces * shape.behavior_types)
+    most = shape.towers
+    if shape.model_type in ENCODERS:
+        # Two affine layers at least lead from the tokens through each layer of the encoder.
+        through = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1))
+        least += through // shape.towers
+        least += shape.positions * shape.hidden * (shape.model_type == "transformer")
+        most = max(most, shape.layers)
+    if most > len(tensors) or least > numbers:
         raise damaged(file, f"network: {numbers} weights are too few for its sizes")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from foretell.errors import InvalidArgumentError
 from predictor.learning.data import Events, repeat_share
 from predictor.learning.measures.evaluation import REPEATS
 from predictor.models.history import Ints
@@ -125,6 +126,10 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     - Softmax: over all items up to FULL_SOFTMAX_ITEMS, above over a sample.
     - Steps: some hundred an epoch, within bounds; fewer leave small data unlearned.
     - Time gaps are learned where there are times.
+    - Towers: two where there are many dimensions that two can share evenly.
+
+    Raises:
+        InvalidArgumentError: the towers cannot share dims and hidden evenly.
     """
     usual: dict[str, Any] = {
         **_COMMON,
@@ -139,7 +144,12 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     made.setdefault("hidden", made["dims"])
     dims, hidden = made["dims"], made["hidden"]
     made.setdefault("towers", 2 if dims >= TWO_TOWERS and dims % 2 == hidden % 2 == 0 else 1)
-    made.setdefault("heads", 1 if hidden // made["towers"] % 2 else 2)
+    towers = made["towers"]
+    if towers < 1 or dims % towers or hidden % towers:
+        raise InvalidArgumentError(
+            f"{towers} towers cannot share {dims} dims and {hidden} hidden evenly", field="towers"
+        )
+    made.setdefault("heads", 1 if hidden // towers % 2 else 2)
     # A recurrent encoder over repeats was learned best in large steps, a transformer in small.
     recurrent = made["traces"] and made["model_type"] in ("gru", "lstm")
     made.setdefault("learning_rate", 0.015 if recurrent else 0.0025)

@@ -35,6 +35,7 @@ find about as much as with new items at their places in Search, and more new one
 """
 
 LARGEST_WEIGHT = 1e6
+"""Of a feature in that line; see fit_new_items for what keeps it smaller."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class NewItems:
     below the history's others in model score and in likeness to its latest items.
     """
 
-    model_score: float = 0.0
-    likeness: float = 0.0
+    model_score: float
+    likeness: float
     """Weights of READ_OF_NEW."""
 
     def place(
@@ -84,7 +85,7 @@ class Ranker:
     groups: FeatureGroups
     trees: str
     """LightGBM's text format."""
-    new_items: NewItems = NewItems()
+    new_items: NewItems = NewItems(0.0, 0.0)
     """Read where there is a model."""
 
     @cached_property

@@ -194,6 +194,10 @@ def edit_config(directory: Path, **changes: Any) -> None:
         ({"network": {"layers": -1}}, r"config\.json.*network\.layers"),
         ({"network": {"heads": 0}}, r"config\.json.*network\.heads"),
         ({"network": {"positions": 10**12}}, r"config\.json.*network\.positions"),
+        ({"network": {"towers": 0}}, r"config\.json.*network\.towers"),
+        ({"network": {"towers": 10**9}}, r"config\.json.*network\.towers"),
+        ({"network": {"towers": 3}}, r"config\.json.*3 towers do not divide 4 dims"),
+        ({"network": {"towers": 2}}, r"weights\.safetensors.*towers\.0.*shape"),
         ({"history_length": 2}, "golden.safetensors.*lengths"),
         ({"activations": ["identity", "relu"]}, "projection.safetensors"),
     ],
@@ -206,6 +210,18 @@ def test_a_config_that_does_not_fit_is_refused(
         model_dir.load(directory)
     assert caught.value.reason == "BAD_MODEL_DIRECTORY"
     assert "\n" not in caught.value.message
+
+
+def test_no_memory_is_taken_for_types_that_the_weights_lack(directory: Path) -> None:
+    types = 3_000  # the head alone would have traces of so many, times so many
+    edit_config(
+        directory,
+        behavior_types=[str(number) for number in range(types)],
+        network={"behavior_types": types},
+        type_calibration={"temperature": 1.0, "biases": [0.0] * types},
+    )
+    with pytest.raises(InvalidArgumentError, match=r"config\.json.*too few"):
+        model_dir.load(directory)
 
 
 def test_a_config_cannot_reach_outside(directory: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from predictor.learning.splits import Protocol, Split, split
 from predictor.models.history import Histories
 from predictor.models.ranking.candidates import Recipe
 from predictor.models.ranking.pairs import Pairs
-from predictor.models.ranking.ranker import NewItems, Ranker
+from predictor.models.ranking.ranker import LARGEST_WEIGHT, NewItems, Ranker
 from predictor.models.ranking.tables import STATISTICS
 
 ITEMS = 60
@@ -280,7 +280,19 @@ def test_what_a_new_item_scores_is_learned_from_the_others() -> None:
     found = fit_new_items(pairs, scores, read, old)
     assert (found.model_score, found.likeness) == pytest.approx((2, -3), abs=1e-4)
     assert fit_new_items(pairs, scores, read, old & False) == NewItems(0, 0)
-    assert fitted_chain().ranker.new_items != NewItems()
+    assert fitted_chain().ranker.new_items != NewItems(0, 0)
+
+
+@pytest.mark.parametrize("spread", [0, 1e-9, 1e-20])
+def test_what_is_nearly_the_same_for_all_gets_no_weight_that_serving_refuses(spread: float) -> None:
+    rng = np.random.default_rng(0)
+    pairs = Pairs(np.repeat(np.arange(5), 8), np.tile(np.arange(8), 5))
+    read = np.zeros((40, 2), np.float32)
+    read[:, 0] = spread * rng.normal(size=40)
+    scores = rng.normal(size=40).astype(np.float32)
+    found = fit_new_items(pairs, scores, read, pairs.item >= 0)
+    assert abs(found.model_score) < LARGEST_WEIGHT
+    assert found.likeness == 0
 
 
 def test_tables_of_a_small_shop() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 
 import numpy as np
+import pytest
 
+from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns
 from predictor.learning.data import Events, to_events
 from predictor.learning.sequence.recipe import FULL_SOFTMAX_ITEMS, FitConfig, Recipe, resolve
@@ -68,3 +70,12 @@ def test_two_towers_share_many_dimensions_only() -> None:
     ]
     assert found == [(2, 2), (1, 2), (1, 1)]
     assert resolve(FitConfig(dims=8, towers=4), events).towers == 4
+
+
+@pytest.mark.parametrize(
+    ("dims", "hidden", "towers"), [(256, 256, 3), (9, 8, 2), (8, 9, 2), (8, 8, 0)]
+)
+def test_towers_share_evenly(dims: int, hidden: int, towers: int) -> None:
+    config = FitConfig(dims=dims, hidden=hidden, towers=towers)
+    with pytest.raises(InvalidArgumentError, match=f"^{towers} towers cannot share {dims} dims"):
+        resolve(config, events_of([[0, 1, 2]], 5))

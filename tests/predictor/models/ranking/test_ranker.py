@@ -124,9 +124,12 @@ def test_a_missing_or_damaged_file_is_named(name: str) -> None:
         {"recipe": {"searched": -1, "own": 1, "popular": 1, "related": 1}},
         {"recipe": {"searched": 1}},
         {"groups": {"has_times": 1, "repeats": True, "popularity": True, "model": True}},
-        {"new_items": {"model_score": 1}},
-        {"new_items": {"model_score": float("inf")}},
-        {"new_items": {"other": 1.0}},
+        {"new_items": {"model_score": 1, "likeness": 1.0}},
+        {"new_items": {"model_score": float("inf"), "likeness": 1.0}},
+        {"new_items": {"model_score": float("nan"), "likeness": 1.0}},
+        {"new_items": {"model_score": 1e7, "likeness": 1.0}},
+        {"new_items": {"model_score": 1.0}},
+        {"new_items": {"model_score": 1.0, "likeness": 1.0, "other": 1.0}},
         {"features": ["other"]},
         {"groups": {"has_times": False, "repeats": True, "popularity": True, "model": True}},
     ],
@@ -223,7 +226,7 @@ def test_the_ranker_scores_a_new_item_by_model_and_likeness() -> None:
     def scored(weights: NewItems) -> np.ndarray:
         return replace(ranker, new_items=weights).score(history(), pairs, model, vectors)
 
-    plain = scored(NewItems())
+    plain = scored(NewItems(0.0, 0.0))
     assert plain[2] == pytest.approx(plain[:2].mean() + NEW_LIFT)
     found = scored(NewItems(0.5, 0.25))
     assert np.array_equal(found[:2], plain[:2])
