@@ -60,6 +60,8 @@ class NewItems:
     ) -> NDArray[np.float32]:
         """(pairs,) scores, those of new items on the scale of the others.
 
+        Where a history has new ones alone, no more than their order is meant.
+
         Args:
             pairs: the candidates.
             scores: (pairs,) of the trees.

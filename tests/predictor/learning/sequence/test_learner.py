@@ -126,6 +126,23 @@ def test_each_tower_learns_by_its_own_scores(negatives: int) -> None:
     assert float(found) == pytest.approx(float(sum(expected)) / 2, abs=within)
 
 
+def test_with_traces_each_tower_starts_from_popularity() -> None:
+    torch.manual_seed(0)
+    both = SequenceNetwork(NetworkConfig(behavior_types=3, dims=8, hidden=16, towers=2)).eval()
+    reader = TextReader(np.zeros((6, 5), np.float32), (), 5, most_terms=0)
+    texts = reader.read(np.zeros((6, 5), np.float32), [""] * 6)
+    space = ItemSpace(texts, texts, POPULARITY, 8, use_text=False, traces=True, towers=2)
+    learned = Learner(both, space, recipe(towers=2)).eval()
+    empty = history_batch(
+        np.zeros((0, 8), np.float32), np.zeros(0, np.bool_), np.zeros(0, np.int64),
+        np.zeros(0, np.int64), np.array([0]), has_times=False,
+    )  # fmt: skip
+    query = 2 * both.predict(empty).queries[0]  # scores are the towers' mean
+    items = learned.space.items().detach().numpy()
+    for share in (slice(0, 4), slice(4, 8)):
+        assert items[:, share] @ query[share] == pytest.approx(np.log1p(POPULARITY), abs=1e-6)
+
+
 def test_texts_stand_where_there_is_no_item(network: SequenceNetwork) -> None:
     learned = learner(network)
     with torch.no_grad():
