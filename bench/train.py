@@ -45,7 +45,8 @@ TARGET = 0.085
 
 SAME = FitConfig(
     model_type="transformer", dims=64, hidden=64, layers=1, history_length=50,
-    text_dims=0, terms=False, traces=False,
+    text_dims=0, terms=False, traces=False, row_dropout=0.0, popularity_discount=0.0,
+    late_weight=0.0,
 )  # fmt: skip
 """The peer's shape in ours."""
 

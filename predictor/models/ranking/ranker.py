@@ -28,7 +28,7 @@ READ_OF_NEW = ("model_score", "model_cosine_best")
 """Features that an item has from its text alone: all that is read of a new one."""
 
 NEW_LIFT = 0.2
-"""Added to the scores of new items: about .23 in log odds. 0 trusts them as old ones alike.
+"""Added to the scores of new items; 0 trusts them as old ones alike.
 
 Chosen on validation users of Amazon Beauty, with a tenth of the items held out: the other users
 find about as much as with new items at their places in Search, and more new ones are found.
