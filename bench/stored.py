@@ -18,8 +18,7 @@ from predictor.learning.measures.answers import Answers, answer
 from predictor.learning.measures.baselines import item_baselines, popularity
 from predictor.learning.measures.metrics import ItemHits, ItemScorer, item_hits, users
 from predictor.learning.measures.type_baselines import type_baselines
-from predictor.learning.ranking.examples import ModelOutputs
-from predictor.learning.ranking.fitting import fit_ranker
+from predictor.learning.parts import fit_second_stage
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split
 from predictor.models import model_dir
@@ -85,19 +84,9 @@ def items_over(stored: Stored, baseline: str) -> Figures:
 def without_popularity(stored: Stored) -> Figures:
     """Measures with a ranker for the version's sequence model that knows no item's popularity."""
     part, answers = stored.part, stored.answers
-    version, exclude = answers.version, answers.exclude_history
+    version = answers.version
     validation = answer(version, part.validation, answers.space)
-    fitted = fit_ranker(
-        part.train,
-        part.validation,
-        stored.text_vectors,
-        kind=part.kind,
-        horizon=part.horizon,
-        repeats=not exclude,
-        seed=SEED,
-        model=ModelOutputs(validation.found.queries, answers.space.items),
-        popularity=False,
-    )
+    fitted = fit_second_stage(validation, stored.text_vectors, part, SEED, popularity=False)
     if fitted is None:
         return {}
     changed = replace(answers, version=replace(version, ranker=fitted.ranker))

@@ -33,6 +33,7 @@ import torch
 
 from bench import datasets, harness, rectools
 from bench.harness import Budget, Figures, say
+from bench.trials import IDS_ALONE
 from predictor.learning import sources, training
 from predictor.learning.sequence.fitting import Epoch
 from predictor.learning.sequence.recipe import FitConfig
@@ -42,13 +43,6 @@ from predictor.learning.splits import Protocol
 
 TARGET = 0.085
 """recall@10 on validation: what the peer reaches when it has converged."""
-
-SAME = FitConfig(
-    model_type="transformer", dims=64, hidden=64, layers=1, history_length=50,
-    text_dims=0, terms=False, traces=False, row_dropout=0.0, popularity_discount=0.0,
-    late_weight=0.0,
-)  # fmt: skip
-"""The peer's shape in ours."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 def _ours(dataset: Dataset) -> Figures:
     """Our figures: all of them, whatever the budget, for they take minutes."""
     runs = {
-        "sampled": replace(SAME, negatives=256),
-        "full": replace(SAME, negatives=0),
+        "sampled": replace(IDS_ALONE, negatives=256),
+        "full": IDS_ALONE,
         "defaults": FitConfig(),
     }
     part = training.divide(dataset, Protocol("leave-one-out"))

@@ -21,9 +21,7 @@ Report = Mapping[str, Any]
 Methods = dict[str, dict[str, float]]
 """Metrics by method, under the names of figures."""
 
-ITEM_METRICS = {
-    name: ("items", name) for name in ("recall_at_10", "ndcg_at_10", "coverage_at_10", "hits_at_10")
-}
+ITEM_METRICS = {name: ("items", name) for name in stored.ITEM_FIGURES}
 NATURALLY_COLD = {"natural_cold_recall_at_10": ("items", "cold_recall_at_10")}
 COLD_AND_WARM = {
     "cold_recall_at_10": ("items", "cold_recall_at_10"),
@@ -122,14 +120,18 @@ OURS: dict[str, dict[str, Trial]] = {
 }  # fmt: skip
 """By set, in the order in which they run."""
 
+IDS_ALONE = FitConfig(
+    model_type="transformer", dims=64, layers=1, history_length=50, text_dims=0, terms=False,
+    traces=False, row_dropout=0.0, negatives=0, popularity_discount=0.0, late_weight=0.0,
+)  # fmt: skip
+"""A plain transformer over item ids, full softmax: the shape of the peers."""
+
 PEERS: dict[str, dict[str, Trial]] = {
     "beauty": {
         "id-transformer": Trial(
             LEAVE_ONE_OUT,
             ITEM_METRICS,
-            FitConfig(model_type="transformer", dims=64, layers=1, history_length=50,
-                      text_dims=0, terms=False, traces=False, row_dropout=0.0, negatives=0,
-                      popularity_discount=0.0, late_weight=0.0),
+            IDS_ALONE,
             methods={SEQUENCE: "id_transformer"},
             parts=False,
         )

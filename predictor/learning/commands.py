@@ -252,9 +252,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _draw(folder: Path, found: comparison.Comparison, dataset: Dataset) -> None:
     """Writes the pictures into a folder."""
-    from predictor.learning.reports import (
-        drawing,  # of the extra `train`, which --json alone does without
-    )
+    # Of the extra `train`, which --json alone does without.
+    from predictor.learning.reports import drawing
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, png in drawing.draw(found, dataset).items():

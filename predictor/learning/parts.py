@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from foretell.vectors import Vectors
 from predictor.learning.data import Targets
 from predictor.learning.measures import calibration
 from predictor.learning.measures.answers import Answers
@@ -19,7 +20,7 @@ from predictor.learning.measures.metrics import (
     ranked_candidates,
 )
 from predictor.learning.ranking.examples import ModelOutputs
-from predictor.learning.ranking.fitting import fit_ranker
+from predictor.learning.ranking.fitting import FittedRanker, fit_ranker
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
 from predictor.learning.types.fitting import fit_type_models
@@ -66,6 +67,29 @@ def without_parts(answers: Answers, part: Split) -> Version:
     return _calibrated(version, answers.search_scorer, part.validation, part)
 
 
+def fit_second_stage(
+    answers: Answers, text_vectors: Vectors, part: Split, seed: int, *, popularity: bool = True
+) -> FittedRanker | None:
+    """A ranker for the version's sequence model, see fit_ranker.
+
+    Args:
+        answers: the version's for part.validation.
+        text_vectors: (items, cols) of the items' texts.
+        popularity: whether it reads how popular an item is.
+    """
+    return fit_ranker(
+        part.train,
+        part.validation,
+        text_vectors,
+        kind=part.kind,
+        horizon=part.horizon,
+        repeats=not answers.exclude_history,
+        seed=seed,
+        model=ModelOutputs(answers.found.queries, answers.space.items),
+        popularity=popularity,
+    )
+
+
 def _types(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple[Version, Report]:
     """Type models, by log loss: theirs against the network's, and knowing the item against not."""
     version = answers.version
@@ -101,16 +125,7 @@ def _ranker(answers: Answers, dataset: Dataset, part: Split, seed: int) -> tuple
     version = answers.version
     if not version.config.has_items:
         return version, {}
-    fitted = fit_ranker(
-        part.train,
-        part.validation,
-        dataset.item_vectors,
-        kind=part.kind,
-        horizon=part.horizon,
-        repeats=not answers.exclude_history,
-        seed=seed,
-        model=ModelOutputs(answers.found.queries, answers.space.items),
-    )
+    fitted = fit_second_stage(answers, dataset.item_vectors, part, seed)
     if fitted is None:
         return without_parts(answers, part), {}
     search = fitted.search or item_metrics(

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ import pytest
 from bench import stored
 from bench.stored import Stored
 from foretell.importing import EventColumns
+from predictor.learning import parts
 from predictor.learning.data import to_events
 from predictor.learning.measures.answers import Answers
 from predictor.learning.measures.evaluation import Space
@@ -137,8 +138,8 @@ def test_a_ranker_without_popularity_is_fitted_and_measured(
         asked.append((train, validation, options["popularity"], len(options["model"].queries)))
         return SimpleNamespace(ranker=Numbers()) if enough else None
 
-    monkeypatch.setattr(stored, "fit_ranker", fit)
-    monkeypatch.setattr(stored, "answer", lambda *_: SimpleNamespace(found=found))
+    monkeypatch.setattr(parts, "fit_ranker", fit)
+    monkeypatch.setattr(stored, "answer", lambda _, targets, __: replace(answers, targets=targets))
     figures = stored.without_popularity(Stored(part, answers, plain.text_vectors))
     assert asked == [(part.train, part.validation, False, 5)]
     if not enough:

@@ -43,7 +43,7 @@ class Outputs:
     """What a sequence model says about what comes after each history."""
 
     type_logits: NDArray[np.float32]
-    """(histories, behavior_types), before the version's `type_temperature`."""
+    """(histories, behavior_types), before the version's `type_calibration`."""
     queries: Vectors
     """(histories, dims): score of an item = query . item vector."""
     log_gaps: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -94,18 +94,7 @@ class Tower(nn.Module):
             self.type_embedding.weight[-1].zero_()
 
     def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
-        """States after each token.
-
-        Args:
-            vectors: (batch, time, dims).
-            known: (batch, time) bool.
-            types: (batch, time) int64.
-            gaps: (batch, time) int64.
-
-        Returns:
-            (batch, time, width): the encoder's output, then the traces. Padding on the right
-            changes nothing before it.
-        """
+        """See SequenceNetwork. A state is the encoder's output, then the traces."""
         tokens = torch.where(known.unsqueeze(-1), vectors, self.unknown)
         tokens = tokens + self.type_embedding(types) + self.gap_embedding(gaps)
         states: Tensor = self.encoder(self.token_dropout(self.token_norm(tokens)))
@@ -132,11 +121,7 @@ class Tower(nn.Module):
         return torch.cat(traces, -1)
 
     def heads(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What states (rows, width) say of the next event.
-
-        Returns:
-            type logits (rows, behavior_types), queries (rows, dims), log time gaps (rows,).
-        """
+        """See SequenceNetwork."""
         hidden, dims = self.config.hidden, self.config.dims
         encoded = self.output_norm(states[:, :hidden])
         if self.config.model_type != "transformer":  # whose blocks have dropped already
