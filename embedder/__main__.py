@@ -15,15 +15,15 @@ import grpc
 import torch
 import transformers
 
-from embedder import encoder
-from embedder.batcher import Batcher
-from embedder.collections import Collections
-from embedder.encoder import TokenBatch, Tokenizer
+from embedder.encoding import encoder
+from embedder.encoding.batcher import Batcher
+from embedder.encoding.encoder import TokenBatch, Tokenizer
+from embedder.encoding.text_cache import CacheFile, KnownTexts, TextCache
+from embedder.encoding.torch_backend import TorchBackend
 from embedder.service import NAME, About, EmbedderService
 from embedder.settings import PROGRAM, EmbedderSettings
-from embedder.store import Store
-from embedder.text_cache import CacheFile, KnownTexts, TextCache
-from embedder.torch_backend import TorchBackend
+from embedder.storage.collections import Collections
+from embedder.storage.store import Store
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError
 from serving import cpus, server

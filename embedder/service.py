@@ -14,13 +14,13 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
-from embedder.batcher import Batcher, Timing
-from embedder.collection import Collection
-from embedder.collections import ITEMS, Collections
-from embedder.index import Filter, Hits
-from embedder.text_cache import Encoded, TextCache
-from embedder.watch import Watches
-from embedder.writer import Writer
+from embedder.encoding.batcher import Batcher, Timing
+from embedder.encoding.text_cache import Encoded, TextCache
+from embedder.search.index import Filter, Hits
+from embedder.storage.collection import Collection
+from embedder.storage.collections import ITEMS, Collections
+from embedder.storage.watch import Watches
+from embedder.storage.writer import Writer
 from foretell import checks, limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as pb

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.batcher import Batcher
-from embedder.collections import Collections
-from embedder.encoder import TokenBatch
-from embedder.store import Store
-from embedder.text_cache import TextCache
-from embedder.writer import Writer
+from embedder.encoding.batcher import Batcher
+from embedder.encoding.encoder import TokenBatch
+from embedder.encoding.text_cache import TextCache
+from embedder.storage.collections import Collections
+from embedder.storage.store import Store
+from embedder.storage.writer import Writer
 from foretell.vectors import Vectors
 
 COLS = 12

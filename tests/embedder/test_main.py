@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from embedder.__main__ import main
-from embedder.encoder import locate
+from embedder.encoding.encoder import locate
 from embedder.settings import DEFAULT_DATA_DIR, EmbedderSettings, Pooling
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc

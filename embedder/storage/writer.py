@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder import store
-from embedder.collection import Collection, row_of
-from embedder.collections import BEHAVIORS, ITEMS, Collections
-from embedder.store import CollectionRow, ItemRow
-from embedder.text_cache import Encoded, Row, TextCache, text_hash
+from embedder.encoding.text_cache import Encoded, Row, TextCache, text_hash
+from embedder.storage import store
+from embedder.storage.collection import Collection, row_of
+from embedder.storage.collections import BEHAVIORS, ITEMS, Collections
+from embedder.storage.store import CollectionRow, ItemRow
 from foretell import checks, limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as pb

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.lock import ReadWriteLock
+from embedder.search.lock import ReadWriteLock
 from foretell.vectors import Vectors
 
 SPARE_HITS = 16

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder import store
-from embedder.store import ItemRow, Store
+from embedder.storage import store
+from embedder.storage.store import ItemRow, Store
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 

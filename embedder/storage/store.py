@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from embedder.text_cache import Row, select_in
+from embedder.encoding.text_cache import Row, select_in
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 from serving.database import Database

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.encoder import Backend, TokenBatch
+from embedder.encoding.encoder import Backend, TokenBatch
 from foretell.errors import ResourceExhaustedError, UnavailableError
 from foretell.vectors import Vectors
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.batcher import Batcher
+from embedder.encoding.batcher import Batcher
 from foretell.errors import ResourceExhaustedError, UnavailableError
 
 

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from embedder import store
-from embedder.collection import Collection, check_kind, row_of
-from embedder.store import Store
-from embedder.text_cache import Row
+from embedder.encoding.text_cache import Row
+from embedder.storage import store
+from embedder.storage.collection import Collection, check_kind, row_of
+from embedder.storage.store import Store
 from foretell import checks, limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import (

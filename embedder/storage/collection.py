@@ -8,10 +8,10 @@ from itertools import islice
 
 import numpy as np
 
-from embedder import store
-from embedder.index import VectorIndex
-from embedder.store import CollectionRow
-from embedder.text_cache import Row
+from embedder.encoding.text_cache import Row
+from embedder.search.index import VectorIndex
+from embedder.storage import store
+from embedder.storage.store import CollectionRow
 from foretell import checks
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.projection import Projection

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.batcher import Batcher, Timing
+from embedder.encoding.batcher import Batcher, Timing
 from foretell.vectors import Vectors
 from serving.database import Database
 

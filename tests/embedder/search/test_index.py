@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 import pytest
 
-from embedder import index as index_module
-from embedder.index import CpuFlatIndex, Filter, Hits, VectorIndex
+from embedder.search import index as index_module
+from embedder.search.index import CpuFlatIndex, Filter, Hits, VectorIndex
 from foretell.vectors import Vectors
 
 COLS = 8

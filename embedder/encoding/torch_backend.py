@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from embedder.encoder import FAITHFUL, EncoderFiles, TokenBatch, unreadable
+from embedder.encoding.encoder import FAITHFUL, EncoderFiles, TokenBatch, unreadable
 from embedder.settings import Device, Pooling, Precision
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Vectors

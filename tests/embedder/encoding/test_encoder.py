@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from embedder import torch_backend
-from embedder.encoder import TokenBatch, Tokenizer, identity, locate
+from embedder.encoding import torch_backend
+from embedder.encoding.encoder import TokenBatch, Tokenizer, identity, locate
+from embedder.encoding.torch_backend import TorchBackend
 from embedder.settings import Device, Pooling, Precision
-from embedder.torch_backend import TorchBackend
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Vectors
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.batcher import Batcher
-from embedder.text_cache import ROW_OVERHEAD_BYTES, CacheFile, TextCache, text_hash
+from embedder.encoding.batcher import Batcher
+from embedder.encoding.text_cache import ROW_OVERHEAD_BYTES, CacheFile, TextCache, text_hash
 from foretell.texts import text_id
 
 

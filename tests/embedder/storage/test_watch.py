@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder import watch as watch_module
-from embedder.watch import Changes, Watches
+from embedder.storage import watch as watch_module
+from embedder.storage.watch import Changes, Watches
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from foretell.projection import AffineLayer, Projection

@@ -1,6 +1,6 @@
 import threading
 
-from embedder.lock import ReadWriteLock
+from embedder.search.lock import ReadWriteLock
 
 LONG_S = 30
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.index import Filter
+from embedder.search.index import Filter
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import (
     AlreadyExistsError,

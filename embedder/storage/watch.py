@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.collection import Collection
-from embedder.collections import ITEMS, Collections
+from embedder.storage.collection import Collection
+from embedder.storage.collections import ITEMS, Collections
 from foretell import checks
 from foretell.errors import InvalidArgumentError, UnavailableError
 from foretell.vectors import Vectors

@@ -1,0 +1,1 @@
+"""Vectors of one collection in memory, and their nearest neighbours."""
