@@ -2,123 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import logging
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import faiss
-import grpc
-import torch
-import transformers
-
-from embedder.encoding import encoder
-from embedder.encoding.batcher import Batcher
-from embedder.encoding.encoder import TokenBatch, Tokenizer
-from embedder.encoding.text_cache import CacheFile, KnownTexts, TextCache
-from embedder.encoding.torch_backend import TorchBackend
-from embedder.service import NAME, About, EmbedderService
-from embedder.settings import PROGRAM, EmbedderSettings
-from embedder.storage.collections import Collections
-from embedder.storage.store import Store
-from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
-from foretell.errors import FailedPreconditionError
-from serving import cpus, server
-from serving.settings import load
-
-log = logging.getLogger(PROGRAM)
-
-
-async def run(settings: EmbedderSettings) -> None:
-    """Loads everything, then serves until SIGTERM.
-
-    Raises:
-        FailedPreconditionError: the encoder or the data directory cannot be used.
-        OSError: the address cannot be listened on.
-    """
-    threads = settings.threads or cpus.available()
-    files = encoder.locate(settings.encoder, settings.pooling)
-    tokenizer = Tokenizer(files, settings.max_tokens)
-    backend = TorchBackend(files, settings.device, settings.precision, threads)
-    backend.encode(TokenBatch.of(tokenizer(["warm up"])))
-    log.info("encoder %s on %s, %s", files.name, backend.device, backend.precision)
-    identity = encoder.identity(backend, tokenizer, files.pooling)
-    about = About(
-        version=importlib.metadata.version("foretell-services"),
-        encoder=files.name,
-        pooling=files.pooling.value,
-        cols=backend.cols,
-        max_tokens=tokenizer.max_tokens,
-        device=backend.device,
-        libraries={
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "faiss": faiss.__version__,
-            "grpcio": grpc.__version__,
-        },
-    )
-    with contextlib.ExitStack() as resources:
-        store: Store | None = None
-        known: KnownTexts
-        if settings.store_dir is not None:
-            known = store = resources.enter_context(
-                contextlib.closing(Store(settings.store_dir, identity, files.name))
-            )
-        else:
-            assert settings.cache_dir is not None
-            known = resources.enter_context(
-                contextlib.closing(CacheFile(settings.cache_dir, identity))
-            )
-        batcher = resources.enter_context(
-            contextlib.closing(
-                Batcher(
-                    backend,
-                    tokenizer,
-                    batch_tokens=settings.max_batch_tokens,
-                    max_queue_texts=settings.max_queue_texts,
-                )
-            )
-        )
-        texts = TextCache(batcher, known, backend.cols, settings.memory_cache_bytes)
-        collections = None
-        if store is not None:
-            started = time.perf_counter()
-            collections = Collections(store, backend.cols)
-            items = sum(each.items for each in collections.messages())
-            log.info("loaded %d vectors in %.1f s", items, time.perf_counter() - started)
-        searching = resources.enter_context(
-            ThreadPoolExecutor(
-                max(2, threads), "search", faiss.omp_set_num_threads, initargs=(threads,)
-            )
-        )
-        service = EmbedderService(about, batcher, texts, collections, searching)
-
-        def register(grpc_server: grpc.aio.Server) -> Sequence[str]:
-            rpc.add_EmbedderServiceServicer_to_server(service, grpc_server)
-            return [NAME]
-
-        await server.serve(PROGRAM, settings, register, service.stop_watches)
+from embedder import application
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 after SIGTERM or SIGINT; 2 and one line where it cannot start."""
-    settings = load(EmbedderSettings, sys.argv[1:] if arguments is None else arguments, PROGRAM)
-    server.configure_logging(PROGRAM)
-    log.info("settings: %s", settings.describe())
-    try:
-        server.run_to_end(run(settings))
-    except FailedPreconditionError as error:
-        sys.stderr.write(f"{PROGRAM}: {error.message}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return 2
-    except KeyboardInterrupt:  # before the service was ready
-        return 130
-    return 0
+    """Serves."""
+    return application.main(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

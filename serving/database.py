@@ -10,7 +10,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ BUSY_TIMEOUT_MS = 30_000
 
 GROUP = 256
 """Writes that share one commit at most, so that the first of them does not wait long."""
+
+SELECT_TOGETHER = 500
+"""Keys in one SQL statement."""
 
 _REQUESTS = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -217,6 +220,15 @@ class Database:
             except Exception as error:
                 log.exception("a committed write could not be applied in memory")
                 write.future.set_exception(error)
+
+
+def select_in(
+    connection: sqlite3.Connection, query: str, keys: Sequence[bytes] | Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of `query IN (keys)`, some keys at a time. The query ends with the column's name."""
+    for start in range(0, len(keys), SELECT_TOGETHER):
+        some = keys[start : start + SELECT_TOGETHER]
+        yield from connection.execute(f"{query} IN ({','.join('?' * len(some))})", some)
 
 
 def once(

@@ -15,6 +15,9 @@ from foretell.errors import InvalidArgumentError
 Vectors = NDArray[np.float32]
 """Row-major float32 matrix, shape (rows, cols)."""
 
+Row = NDArray[np.float32]
+"""One vector, shape (cols,)."""
+
 _DTYPES: dict[common_pb2.ElementType.ValueType, np.dtype[np.float32] | np.dtype[np.float16]] = {
     common_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"),
     common_pb2.ELEMENT_TYPE_FLOAT16: np.dtype("<f2"),

@@ -7,29 +7,22 @@ import hashlib
 import logging
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedder.encoding.batcher import Batcher, Timing
-from foretell.vectors import Vectors
-from serving.database import Database
+from foretell.vectors import Row, Vectors
+from serving.database import Database, select_in
 
 log = logging.getLogger(__name__)
 
 ROW_OVERHEAD_BYTES = 300
 """Memory of a cached row beside its numbers: key, dict entry and array object (measured)."""
-
-SELECT_TOGETHER = 500
-"""Keys in one SQL statement."""
-
-Row = NDArray[np.float32]
-"""One vector, shape (cols,)."""
 
 
 def text_hash(text: str) -> bytes:
@@ -182,15 +175,6 @@ class CacheFile:
     def close(self) -> None:
         """Writes what waits."""
         self._database.close()
-
-
-def select_in(
-    connection: sqlite3.Connection, query: str, keys: Sequence[bytes] | Sequence[str]
-) -> Iterator[tuple[Any, ...]]:
-    """Rows of `query IN (keys)`, some keys at a time. The query ends with the column's name."""
-    for start in range(0, len(keys), SELECT_TOGETHER):
-        some = keys[start : start + SELECT_TOGETHER]
-        yield from connection.execute(f"{query} IN ({','.join('?' * len(some))})", some)
 
 
 def _insert(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes]]) -> None:

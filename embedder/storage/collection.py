@@ -8,14 +8,13 @@ from itertools import islice
 
 import numpy as np
 
-from embedder.encoding.text_cache import Row
 from embedder.search.index import VectorIndex
 from embedder.storage import store
 from embedder.storage.store import CollectionRow
 from foretell import checks
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.projection import Projection
-from foretell.vectors import Vectors
+from foretell.vectors import Row, Vectors
 
 LOADED_TOGETHER = 8_192
 """Rows read from the store at a time."""

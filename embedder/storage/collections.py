@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from embedder.encoding.text_cache import Row
 from embedder.storage import store
 from embedder.storage.collection import Collection, check_kind, row_of
 from embedder.storage.store import Store
@@ -21,6 +20,7 @@ from foretell.errors import (
     ResourceExhaustedError,
 )
 from foretell.projection import from_derived
+from foretell.vectors import Row
 from serving.database import once
 
 ITEMS = "items"

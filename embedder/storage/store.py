@@ -17,10 +17,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from embedder.encoding.text_cache import Row, select_in
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
-from serving.database import Database
+from foretell.vectors import Row
+from serving.database import Database, select_in
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;

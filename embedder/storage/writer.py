@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.encoding.text_cache import Encoded, Row, TextCache, text_hash
+from embedder.encoding.text_cache import Encoded, TextCache, text_hash
 from embedder.storage import store
 from embedder.storage.collection import Collection, row_of
 from embedder.storage.collections import BEHAVIORS, ITEMS, Collections
@@ -19,7 +19,7 @@ from foretell import checks, limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.texts import text_id
-from foretell.vectors import Vectors
+from foretell.vectors import Row, Vectors
 
 
 class Writer:
