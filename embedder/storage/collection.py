@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from embedder.search.index import VectorIndex
-from embedder.storage import store
+from embedder.storage import records, store
 from embedder.storage.store import CollectionRow
 from foretell import checks
 from foretell.embedder.v1 import embedder_service_pb2 as pb
@@ -91,7 +91,7 @@ class Collection:
         """Reads the vectors of a text or vector collection from the store."""
         row = self.row
         zero = np.zeros(row.cols, np.float32).tobytes()
-        found = store.all_vectors(connection, row.number, row.kind)
+        found = records.all_vectors(connection, row.number, row.kind)
         while some := list(islice(found, LOADED_TOGETHER)):
             ids = [id for id, _, _ in some]
             numbers = b"".join(blob or zero for _, blob, _ in some)
@@ -103,7 +103,7 @@ class Collection:
         sums: dict[str, Row] = {}
         if self.projection is None or self.projection.terms is None or self.row.source is None:
             return sums
-        found = store.all_texts(connection, self.row.source)
+        found = records.all_texts(connection, self.row.source)
         while some := dict(islice(found, LOADED_TOGETHER)):
             sums.update(zip(some, self.projection.terms.sum(list(some.values())), strict=True))
         return sums
@@ -112,7 +112,7 @@ class Collection:
         """Gives a derived collection its vectors; terms and residuals come from the store."""
         added = self.term_sums(connection)
         seqs: dict[str, int] = {}
-        for id, blob, seq in store.all_vectors(connection, self.row.number, self.row.kind):
+        for id, blob, seq in records.all_vectors(connection, self.row.number, self.row.kind):
             residual = np.frombuffer(blob or b"", np.float32)
             added[id] = added[id] + residual if id in added else residual
             seqs[id] = seq

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from embedder.storage import store
+from embedder.storage import records, store
 from embedder.storage.collection import Collection, check_kind, row_of
 from embedder.storage.store import Store
 from foretell import checks, limits
@@ -87,15 +87,15 @@ class Collections:
         row = self.source(collection).row
         connection = self._store.database.connection()
         if row.kind == pb.COLLECTION_KIND_TEXT:
-            return store.items_by_id(connection, row.number, ids)
-        found = store.existing(connection, row.number, row.kind, ids)
+            return records.items_by_id(connection, row.number, ids)
+        found = records.existing(connection, row.number, row.kind, ids)
         return {id: pb.Item(id=id) for id in found}
 
     def items_after(self, collection: Collection, after: str) -> Iterator[pb.Item]:
         """Items with a larger id, in the order of the ids."""
         row = self.source(collection).row
         connection = self._store.database.connection()
-        return store.items_after(connection, row.number, row.kind, after)
+        return records.items_after(connection, row.number, row.kind, after)
 
     # --- writes ----------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Collections:
             made.append(self._create_row(connection, request))
             added.update(made[0].term_sums(connection))
             source = made[0].row.source
-            items = 0 if source is None else store.count_items(connection, source)
+            items = 0 if source is None else records.count_items(connection, source)
             message = made[0].message(request.derived.source, items)
             return pb.CreateCollectionResponse(collection=message)
 
@@ -149,7 +149,7 @@ class Collections:
                     reason="HAS_DERIVED",
                     field="name",
                 )
-            seqs.append(store.drop_collection(connection, row.number))
+            seqs.append(records.drop_collection(connection, row.number))
             return pb.DeleteCollectionResponse()
 
         def change() -> int:
@@ -186,7 +186,7 @@ class Collections:
         with self._store.database.snapshot() as connection:
             for row in store.collections(connection):
                 projection = None
-                tombstones = store.tombstones(connection, row.number)
+                tombstones = records.tombstones(connection, row.number)
                 if row.source is not None:
                     source = self._numbered(row.source)
                     tombstones = source.tombstones

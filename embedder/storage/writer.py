@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedder.encoding.text_cache import Encoded, TextCache, text_hash
-from embedder.storage import store
+from embedder.storage import records, store
 from embedder.storage.collection import Collection, row_of
 from embedder.storage.collections import BEHAVIORS, ITEMS, Collections
-from embedder.storage.store import CollectionRow, ItemRow
+from embedder.storage.records import ItemRow
+from embedder.storage.store import CollectionRow
 from foretell import checks, limits
 from foretell.common.v1 import common_pb2
 from foretell.embedder.v1 import embedder_service_pb2 as pb
@@ -51,11 +52,11 @@ class Writer:
         def apply(connection: sqlite3.Connection) -> pb.UpsertItemsResponse:
             number = _same(connection, collection).number
             response.seq = store.next_seq(connection)
-            moved = store.put_items(connection, number, batch.rows, vectors, response.seq)
+            moved = records.put_items(connection, number, batch.rows, vectors, response.seq)
             store.touch(connection, number, response.seq)
             ids = [row.id for row in moved]
             residuals = {
-                derived.number: store.vectors_by_id(connection, derived.number, ids)
+                derived.number: records.vectors_by_id(connection, derived.number, ids)
                 for derived in store.derived_from(connection, number)
             }
             written.append((moved, residuals))
@@ -93,7 +94,7 @@ class Writer:
         def apply(connection: sqlite3.Connection) -> pb.DeleteItemsResponse:
             row = _same(connection, collection)
             seqs.append(store.next_seq(connection))
-            deleted.append(store.delete_ids(connection, row.number, row.kind, ids, seqs[0]))
+            deleted.append(records.delete_ids(connection, row.number, row.kind, ids, seqs[0]))
             store.touch(connection, row.number, seqs[0])
             gone = set(deleted[0])
             return pb.DeleteItemsResponse(
@@ -143,10 +144,10 @@ class Writer:
             response.written = len(rows)
             response.seq = store.next_seq(connection)
             blobs = ((id, vector.tobytes()) for id, vector in rows.items())
-            store.put_vectors(connection, row.number, blobs, response.seq)
+            records.put_vectors(connection, row.number, blobs, response.seq)
             store.touch(connection, row.number, response.seq)
             if row.source is not None:
-                texts.update(store.texts_by_id(connection, row.source, list(rows)))
+                texts.update(records.texts_by_id(connection, row.source, list(rows)))
             return response
 
         def change() -> int:
@@ -198,7 +199,7 @@ class Writer:
         if row.source is None:
             return {}
         kind = pb.COLLECTION_KIND_TEXT
-        known = store.existing(connection, row.source, kind, [ids[index] for index in good])
+        known = records.existing(connection, row.source, kind, [ids[index] for index in good])
         return {
             index: checks.failure(index, checks.no_item(ids[index], f"ids[{index}]"))
             for index in good

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.storage import store
-from embedder.storage.store import ItemRow, Store
+from embedder.storage import records, store
+from embedder.storage.records import ItemRow
+from embedder.storage.store import Store
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 
@@ -49,7 +50,7 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
 
     def put(*rows: ItemRow, seq: int) -> list[str]:
         vectors = {row.hash: VECTOR for row in rows if row.hash is not None}
-        moved = submit(lambda c: store.put_items(c, number, rows, vectors, seq)).result()
+        moved = submit(lambda c: records.put_items(c, number, rows, vectors, seq)).result()
         return [row.id for row in moved]
 
     a, b = ItemRow("a", "x", b"x", "{}"), ItemRow("b", "", None, "{}")
@@ -57,7 +58,9 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
     assert put(a, b, seq=6) == []
     assert put(ItemRow("a", "x", b"x", '{"k": "v"}'), ItemRow("b", " ", None, "{}"), seq=7) == []
     assert put(a, ItemRow("b", "x", b"x", "{}"), seq=8) == ["b"]
-    rows = {id: (v, seq) for id, v, seq in store.all_vectors(opened.database.connection(), 1, kind)}
+    rows = {
+        id: (v, seq) for id, v, seq in records.all_vectors(opened.database.connection(), 1, kind)
+    }
     assert rows == {"a": (VECTOR.tobytes(), 5), "b": (VECTOR.tobytes(), 8)}
     opened.close()
 
@@ -67,11 +70,11 @@ def test_tombstones_last_until_the_id_returns(tmp_path: Path) -> None:
     submit = opened.database.submit
     kind = pb.COLLECTION_KIND_VECTOR
     number = submit(lambda c: store.add_collection(c, "v", kind, 2)).result().number
-    submit(lambda c: store.put_vectors(c, number, [("a", b"1"), ("b", b"2")], 2)).result()
-    gone = submit(lambda c: store.delete_ids(c, number, kind, ["b", "a", "c"], 3)).result()
+    submit(lambda c: records.put_vectors(c, number, [("a", b"1"), ("b", b"2")], 2)).result()
+    gone = submit(lambda c: records.delete_ids(c, number, kind, ["b", "a", "c"], 3)).result()
     assert gone == ["b", "a"]
-    submit(lambda c: store.put_vectors(c, number, [("a", b"3")], 4)).result()
+    submit(lambda c: records.put_vectors(c, number, [("a", b"3")], 4)).result()
     opened.close()
     opened = Store(tmp_path, ONE, "one")
-    assert store.tombstones(opened.database.connection(), number) == {"b": 3}
+    assert records.tombstones(opened.database.connection(), number) == {"b": 3}
     opened.close()
