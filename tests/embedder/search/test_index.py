@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedder.search import index as index_module
-from embedder.search.index import CpuFlatIndex, Filter, Hits, VectorIndex
+from embedder.search.index import Filter, Hits, VectorIndex
 from foretell.vectors import Vectors
 
 COLS = 8
@@ -74,6 +74,8 @@ def test_random_operations_agree_with_the_model(
             for name in some:
                 model.rows.pop(name, None)
         assert len(index) == len(model.rows)
+        while rng.random() < 0.5 and index.maintain():
+            pass
         queries = random_rows(rng, 5)
         filters = [
             Filter(),
@@ -168,30 +170,13 @@ def test_dead_slots_are_dropped(rng: np.random.Generator) -> None:
     ids = [str(i) for i in range(2_000)]
     for seq in range(4):
         fill(index, model, ids, random_rows(rng, 2_000), seq)
-    assert len(index._ids) < 4_000
+        while index.maintain():
+            pass
+    assert len(index.frozen().ids) == 2_000
     query = random_rows(rng, 1)
     model.agrees(index.search(query, 20)[0], query[0], 20, Filter())
     total = sum(len(some) for some, _, _ in index.chunks(300))
     assert total == 2_000
-
-
-class ShortIndex(CpuFlatIndex):
-    """Gives few hits, as an index on a GPU does, and one search at a time."""
-
-    parallel = False
-    most_hits = 40
-
-
-def test_where_faiss_gives_too_few_hits_all_rows_are_scored(
-    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index_module, "flat_index", ShortIndex)
-    index, model = VectorIndex(COLS), Model()
-    fill(index, model, [str(i) for i in range(300)], random_rows(rng, 300, different=3))
-    query = random_rows(rng, 1)
-    for one in (Filter(), Filter(deny=frozenset(str(i) for i in range(100)))):
-        for k in (5, 60):
-            model.agrees(index.search(query, k, [one])[0], query[0], k, one)
 
 
 def test_searches_beside_changes_see_whole_states(rng: np.random.Generator) -> None:
@@ -228,7 +213,7 @@ def test_searches_beside_changes_see_whole_states(rng: np.random.Generator) -> N
 )
 def test_the_gpus_index_agrees_with_the_cpus(rng: np.random.Generator) -> None:
     gpu, model = VectorIndex(COLS), Model()
-    assert gpu.name == "GpuIndexFlatIP"
+    assert gpu.name == "exact"
     make: Callable[..., Any] = random_rows
     fill(gpu, model, [str(i) for i in range(5_000)], make(rng, 5_000))
     gpu.remove([str(i) for i in range(100)])
