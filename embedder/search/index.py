@@ -71,6 +71,9 @@ class IndexOptions:
         return next(iter(KINDS)) if self.kind == "auto" else self.kind
 
 
+DEFAULT_OPTIONS = IndexOptions()
+
+
 @dataclass(frozen=True)
 class Filter:
     """What one query may answer. Queries that share one object are searched together."""
@@ -129,7 +132,7 @@ class VectorIndex:
     for a moment.
     """
 
-    def __init__(self, cols: int, options: IndexOptions = IndexOptions()) -> None:
+    def __init__(self, cols: int, options: IndexOptions = DEFAULT_OPTIONS) -> None:
         self.cols = cols
         self._options = options
         self._table = SlotTable(cols)

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from embedder.search.index import VectorIndex
+from embedder.search.index import DEFAULT_OPTIONS, IndexOptions, VectorIndex
 from embedder.storage import records, store
 from embedder.storage.store import CollectionRow
 from foretell import checks
@@ -34,10 +34,14 @@ class Collection:
     """
 
     def __init__(
-        self, row: CollectionRow, tombstones: dict[str, int], projection: Projection | None = None
+        self,
+        row: CollectionRow,
+        tombstones: dict[str, int],
+        projection: Projection | None = None,
+        options: IndexOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.row = row
-        self.index = VectorIndex(row.cols)
+        self.index = VectorIndex(row.cols, options)
         self.projection = projection
         self.tombstones = tombstones
         self.seq = row.seq

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from embedder.search.index import DEFAULT_OPTIONS, IndexOptions
 from embedder.storage import records, store
 from embedder.storage.collection import Collection, check_kind, row_of
 from embedder.storage.store import Store
@@ -43,12 +44,13 @@ class Collections:
     changes together with its source.
     """
 
-    def __init__(self, kept: Store, cols: int) -> None:
+    def __init__(self, kept: Store, cols: int, options: IndexOptions = DEFAULT_OPTIONS) -> None:
         self.applied_seq = 0
         self.on_change: Callable[[], None] = lambda: None
         """Called on the writer thread after each change."""
         self._store = kept
         self._cols = cols
+        self._options = options
         self._by_name: dict[str, Collection] = {}
         self._load()
 
@@ -192,7 +194,7 @@ class Collections:
                     tombstones = source.tombstones
                     message = store.definition(connection, row.number)
                     projection = from_derived(message, source.row.cols)
-                collection = Collection(row, tombstones, projection)
+                collection = Collection(row, tombstones, projection, self._options)
                 if projection is None:
                     collection.load(connection)
                 else:
@@ -223,14 +225,14 @@ class Collections:
         match request.WhichOneof("kind"):
             case "text":
                 kind = pb.COLLECTION_KIND_TEXT
-                return Collection(
-                    store.add_collection(connection, request.name, kind, self._cols), {}
-                )
+                row = store.add_collection(connection, request.name, kind, self._cols)
+                return Collection(row, {}, options=self._options)
             case "vector":
                 cols = request.vector.cols
                 checks.vector_cols(cols)
                 kind = pb.COLLECTION_KIND_VECTOR
-                return Collection(store.add_collection(connection, request.name, kind, cols), {})
+                row = store.add_collection(connection, request.name, kind, cols)
+                return Collection(row, {}, options=self._options)
             case "derived":
                 return self._create_derived(connection, request.name, request.derived)
             case _:
@@ -250,7 +252,8 @@ class Collections:
             source.number,
             message,
         )
-        return Collection(row, self._numbered(source.number).tombstones, projection)
+        tombstones = self._numbered(source.number).tombstones
+        return Collection(row, tombstones, projection, self._options)
 
     def _numbered(self, number: int) -> Collection:
         return next(one for one in self._by_name.values() if one.row.number == number)
