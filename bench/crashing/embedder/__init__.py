@@ -1,0 +1,1 @@
+"""The embedder as the subject of a campaign."""
