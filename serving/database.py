@@ -77,6 +77,7 @@ class Database:
         self._closing = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         try:
+            self._check_version(version)
             self._open_schema(schema + _REQUESTS, version)
         except BaseException:
             for connection in self._connections:
@@ -151,25 +152,33 @@ class Database:
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
+    def _check_version(self, version: int) -> None:
+        """Refuses another version's file before anything in it changes, WAL mode included."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return
+        try:
+            with contextlib.closing(open_read_only(self.path)) as connection:
+                (found,) = connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise _bad(self.path, error) from error
+        if found not in (0, version):
+            newer = ", written by a newer one" if found > version else ""
+            raise FailedPreconditionError(
+                f"{self.path} has schema version {found}{newer}; this program reads {version}",
+                reason="SCHEMA_VERSION",
+            )
+
     def _open_schema(self, schema: str, version: int) -> None:
         try:
             connection = self.connection()
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("BEGIN IMMEDIATE")
-            (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found not in (0, version):
-                raise FailedPreconditionError(
-                    f"{self.path} has schema version {found}; this program reads {version}",
-                    reason="SCHEMA_VERSION",
-                )
             for statement in schema.split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={version}")
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            raise FailedPreconditionError(
-                f"{self.path} cannot be opened: {error}", reason="BAD_DATABASE"
-            ) from error
+            raise _bad(self.path, error) from error
 
     def _run(self) -> None:
         connection = self._connect()
@@ -220,6 +229,22 @@ class Database:
             except Exception as error:
                 log.exception("a committed write could not be applied in memory")
                 write.future.set_exception(error)
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that can change nothing, while another process may write.
+
+    Raises:
+        sqlite3.OperationalError: there is no such file.
+    """
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    return connection
+
+
+def _bad(path: Path, error: sqlite3.DatabaseError) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{path} cannot be opened: {error}", reason="BAD_DATABASE")
 
 
 def select_in(

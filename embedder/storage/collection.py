@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
-from embedder.search.index import DEFAULT_OPTIONS, IndexOptions, VectorIndex
+from embedder.search.index import VectorIndex
 from embedder.storage import records, store
 from embedder.storage.store import CollectionRow
 from foretell import checks
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.projection import Projection
-from foretell.vectors import Row, Vectors
+from foretell.vectors import Vectors
 
 LOADED_TOGETHER = 8_192
 """Rows read from the store at a time."""
@@ -27,118 +28,114 @@ class Collection:
         row: as it was created.
         index: its vectors.
         projection: of a derived collection.
+        source: what it is derived from.
         tombstones: ids that it had, with the seq of their deletion; a derived collection shares
             its source's.
         seq: its last change.
+        changes: vectors that changed since it was opened, replayed ones included.
         deleted: whether it is gone; whoever follows it must stop.
     """
 
     def __init__(
         self,
         row: CollectionRow,
-        tombstones: dict[str, int],
+        index: VectorIndex,
+        source: Collection | None = None,
         projection: Projection | None = None,
-        options: IndexOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.row = row
-        self.index = VectorIndex(row.cols, options)
+        self.index = index
+        self.source = source
         self.projection = projection
-        self.tombstones = tombstones
+        self.tombstones: dict[str, int] = {} if source is None else source.tombstones
         self.seq = row.seq
+        self.changes = 0
         self.deleted = False
 
     def put(self, ids: Sequence[str], vectors: Vectors, seq: int) -> None:
         """Inserts or replaces vectors."""
         self.index.put(ids, vectors, seq)
-        for id in ids:
-            self.tombstones.pop(id, None)
-        self.seq = seq
+        if self.tombstones:
+            for id in ids:
+                self.tombstones.pop(id, None)
+        self._changed(len(ids), seq)
 
     def remove(self, ids: Sequence[str], seq: int) -> None:
         """Deletes vectors."""
         self.index.remove(ids)
         self.tombstones.update(dict.fromkeys(ids, seq))
+        self._changed(len(ids), seq)
+
+    def _changed(self, count: int, seq: int) -> None:
+        # After the index, never before: a snapshot holds all up to the seq that it reads first.
+        self.changes += count
         self.seq = seq
 
-    def project(
-        self,
-        ids: Sequence[str],
-        vectors: Vectors,
-        texts: Sequence[str],
-        residuals: Mapping[str, Row],
-    ) -> Vectors:
-        """A derived collection's vectors of ids, from their source vectors, texts, residuals."""
+    def project(self, vectors: Vectors, texts: Sequence[str], residuals: Vectors) -> Vectors:
+        """A derived collection's vectors from their source's vectors, texts and residuals."""
         assert self.projection is not None
-        return self.projection.apply(vectors, texts, self._rows(ids, residuals))
+        return self.projection.apply(vectors, texts, residuals)
 
-    def _rows(self, ids: Sequence[str], known: Mapping[str, Row]) -> Vectors:
-        """One row per id, zero where none is known."""
-        rows = np.zeros((len(ids), self.row.cols), np.float32)
-        for position, id in enumerate(ids):
-            if id in known:
-                rows[position] = known[id]
-        return rows
-
-    def message(self, source: str, items: int | None = None) -> pb.Collection:
-        """As the contract shows it."""
+    def message(self, items: int | None = None) -> pb.Collection:
+        """As the contract shows it; `items`: how many, if the index does not know yet."""
         return pb.Collection(
             name=self.row.name,
             kind=self.row.kind,
-            source=source,
+            source="" if self.source is None else self.source.row.name,
             cols=self.row.cols,
             items=len(self.index) if items is None else items,
             seq=self.seq,
             index=self.index.name,
         )
 
-    def load(self, connection: sqlite3.Connection) -> None:
-        """Reads the vectors of a text or vector collection from the store."""
-        row = self.row
-        zero = np.zeros(row.cols, np.float32).tobytes()
-        found = records.all_vectors(connection, row.number, row.kind)
-        while some := list(islice(found, LOADED_TOGETHER)):
-            ids = [id for id, _, _ in some]
-            numbers = b"".join(blob or zero for _, blob, _ in some)
-            block = np.frombuffer(numbers, np.float32).reshape(-1, row.cols)
-            self.index.put(ids, block, np.array([seq for _, _, seq in some], np.int64))
+    def replay(self, connection: sqlite3.Connection, after: int = -1) -> None:
+        """Brings the index from what it was at the seq `after` to what the store holds.
 
-    def term_sums(self, connection: sqlite3.Connection) -> dict[str, Row]:
-        """By id what a derived collection's terms add to its source's items in the store."""
-        sums: dict[str, Row] = {}
-        if self.projection is None or self.projection.terms is None or self.row.source is None:
-            return sums
-        found = records.all_texts(connection, self.row.source)
-        while some := dict(islice(found, LOADED_TOGETHER)):
-            sums.update(zip(some, self.projection.terms.sum(list(some.values())), strict=True))
-        return sums
-
-    def load_derived(self, source: Collection, connection: sqlite3.Connection) -> None:
-        """Gives a derived collection its vectors; terms and residuals come from the store."""
-        added = self.term_sums(connection)
-        seqs: dict[str, int] = {}
-        for id, blob, seq in records.all_vectors(connection, self.row.number, self.row.kind):
-            residual = np.frombuffer(blob or b"", np.float32)
-            added[id] = added[id] + residual if id in added else residual
-            seqs[id] = seq
-        self.fill(source, added, seqs)
-
-    def fill(
-        self, source: Collection, added: Mapping[str, Row], added_seqs: Mapping[str, int]
-    ) -> None:
-        """Gives a derived collection the vectors of all its source's items.
-
-        Args:
-            added: what terms and residuals add, by id.
-            added_seqs: the seq of the residuals' last changes.
+        Doing so twice does no harm. Without `after` this loads everything. A derived collection
+        takes its vectors from its source's index, which must be up to date.
         """
-        assert self.projection is not None
-        created = self.row.created_seq
-        for ids, vectors, seqs in source.index.chunks(LOADED_TOGETHER):
-            own = np.array([added_seqs.get(id, created) for id in ids], np.int64)
-            seqs = np.maximum(np.maximum(seqs, created), own)
-            projected = self.projection.apply_added(vectors, self._rows(ids, added))
-            self.index.put(ids, projected, seqs)
-        self.seq = max(self.row.seq, source.seq)
+        buried = [id for id, seq in self.tombstones.items() if seq > after]
+        self.index.remove(buried)
+        self.changes += len(buried)
+        for ids, vectors, seqs in self._changed_after(connection, after):
+            self.index.put(ids, vectors, seqs)
+            self.changes += len(ids)
+        self.seq = self.row.seq if self.source is None else max(self.row.seq, self.source.seq)
+
+    def _changed_after(
+        self, connection: sqlite3.Connection, after: int
+    ) -> Iterator[tuple[list[str], Vectors, NDArray[np.int64]]]:
+        """Ids, vectors and seqs of what the store has after a seq, some at a time."""
+        row, source = self.row, self.source
+        if source is None:
+            found = records.changed_vectors(connection, row.number, row.kind, after)
+            while some := list(islice(found, LOADED_TOGETHER)):
+                vectors = _block([blob for _, blob, _ in some], row.cols)
+                yield [id for id, _, _ in some], vectors, _seqs([seq for *_, seq in some])
+            return
+        changed = records.changed_derived(connection, row.number, source.row.number, after)
+        while group := list(islice(changed, LOADED_TOGETHER)):
+            origins = source.index.get([id for id, *_ in group])
+            # While writes wait to be applied in memory, the store may be ahead of the source.
+            group = [one for one in group if one[0] in origins]
+            block = np.array([origins[id] for id, *_ in group], np.float32)
+            vectors = self.project(
+                block.reshape(-1, source.row.cols),
+                [text for _, text, _, _ in group],
+                _block([blob for _, _, blob, _ in group], row.cols),
+            )
+            seqs = np.maximum(_seqs([seq for *_, seq in group]), row.created_seq)
+            yield [id for id, *_ in group], vectors, seqs
+
+
+def _block(blobs: Sequence[bytes | None], cols: int) -> Vectors:
+    """Vectors as the store keeps them, one after another; zero where there is none."""
+    zero = bytes(4 * cols)
+    return np.frombuffer(b"".join(blob or zero for blob in blobs), np.float32).reshape(-1, cols)
+
+
+def _seqs(seqs: Sequence[int]) -> NDArray[np.int64]:
+    return np.array(seqs, np.int64)
 
 
 def check_kind(

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from embedder.search.index import DEFAULT_OPTIONS, IndexOptions
+from embedder.search.index import DEFAULT_OPTIONS, IndexOptions, VectorIndex
 from embedder.storage import records, store
 from embedder.storage.collection import Collection, check_kind, row_of
-from embedder.storage.store import Store
+from embedder.storage.store import CollectionRow, Store
 from foretell import checks, limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import (
@@ -20,17 +20,13 @@ from foretell.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
 )
-from foretell.projection import from_derived
-from foretell.vectors import Row
+from foretell.projection import Projection, from_derived
 from serving.database import once
 
 ITEMS = "items"
 BEHAVIORS = "behaviors"
 BUILT_IN = (ITEMS, BEHAVIORS)
 """Text collections that are always there."""
-
-LOADED_TOGETHER = 8_192
-"""Rows read from the store at a time."""
 
 M = TypeVar("M", bound=Message)
 Apply = Callable[[sqlite3.Connection], M]
@@ -71,10 +67,7 @@ class Collections:
 
     def source(self, collection: Collection) -> Collection:
         """What a collection is derived from; itself if it is not."""
-        for other in list(self._by_name.values()):
-            if other.row.number == collection.row.source:
-                return other
-        return collection
+        return collection.source or collection
 
     def derived(self, collection: Collection) -> list[Collection]:
         """What is derived from a collection."""
@@ -82,7 +75,7 @@ class Collections:
 
     def messages(self) -> list[pb.Collection]:
         """All collections in the order of their names."""
-        return [self._message(one) for _, one in sorted(self._by_name.items())]
+        return [one.message() for _, one in sorted(self._by_name.items())]
 
     def items(self, collection: Collection, ids: Sequence[str]) -> dict[str, pb.Item]:
         """Items by id, those that exist."""
@@ -110,19 +103,17 @@ class Collections:
         checks.request_id(request.request_id)
         checks.name(request.name, "name")
         made: list[Collection] = []
-        added: dict[str, Row] = {}
 
         def apply(connection: sqlite3.Connection) -> pb.CreateCollectionResponse:
             made.append(self._create_row(connection, request))
-            added.update(made[0].term_sums(connection))
             source = made[0].row.source
             items = 0 if source is None else records.count_items(connection, source)
-            message = made[0].message(request.derived.source, items)
+            message = made[0].message(items)
             return pb.CreateCollectionResponse(collection=message)
 
         def change() -> int:
-            if made[0].projection is not None:
-                made[0].fill(self.source(made[0]), added, {})
+            # The store may be ahead by writes of the same group; each puts its own vectors next.
+            made[0].replay(self._store.database.connection())
             self._by_name = {**self._by_name, request.name: made[0]}
             return made[0].row.created_seq
 
@@ -187,18 +178,16 @@ class Collections:
         self._store.database.submit(self._create_built_in).result()
         with self._store.database.snapshot() as connection:
             for row in store.collections(connection):
-                projection = None
-                tombstones = records.tombstones(connection, row.number)
-                if row.source is not None:
+                index = VectorIndex(row.cols, self._options)
+                if row.source is None:
+                    collection = Collection(row, index)
+                    collection.tombstones.update(records.tombstones(connection, row.number))
+                else:
                     source = self._numbered(row.source)
-                    tombstones = source.tombstones
                     message = store.definition(connection, row.number)
                     projection = from_derived(message, source.row.cols)
-                collection = Collection(row, tombstones, projection, self._options)
-                if projection is None:
-                    collection.load(connection)
-                else:
-                    collection.load_derived(source, connection)
+                    collection = Collection(row, index, source, projection)
+                collection.replay(connection)
                 self._by_name[row.name] = collection
             self.applied_seq = store.current_seq(connection)
 
@@ -226,13 +215,13 @@ class Collections:
             case "text":
                 kind = pb.COLLECTION_KIND_TEXT
                 row = store.add_collection(connection, request.name, kind, self._cols)
-                return Collection(row, {}, options=self._options)
+                return self._empty(row)
             case "vector":
                 cols = request.vector.cols
                 checks.vector_cols(cols)
                 kind = pb.COLLECTION_KIND_VECTOR
                 row = store.add_collection(connection, request.name, kind, cols)
-                return Collection(row, {}, options=self._options)
+                return self._empty(row)
             case "derived":
                 return self._create_derived(connection, request.name, request.derived)
             case _:
@@ -252,12 +241,15 @@ class Collections:
             source.number,
             message,
         )
-        tombstones = self._numbered(source.number).tombstones
-        return Collection(row, tombstones, projection, self._options)
+        return self._empty(row, self._numbered(source.number), projection)
+
+    def _empty(
+        self,
+        row: CollectionRow,
+        source: Collection | None = None,
+        projection: Projection | None = None,
+    ) -> Collection:
+        return Collection(row, VectorIndex(row.cols, self._options), source, projection)
 
     def _numbered(self, number: int) -> Collection:
         return next(one for one in self._by_name.values() if one.row.number == number)
-
-    def _message(self, collection: Collection) -> pb.Collection:
-        source = self.source(collection)
-        return collection.message("" if source is collection else source.row.name)

@@ -137,11 +137,6 @@ def texts_by_id(connection: sqlite3.Connection, number: int, ids: Sequence[str])
     return dict(select_in(connection, query, ids))
 
 
-def all_texts(connection: sqlite3.Connection, number: int) -> Iterator[tuple[str, str]]:
-    """Id and text of all items of a text collection."""
-    yield from connection.execute("SELECT id, text FROM items WHERE collection = ?", (number,))
-
-
 def items_after(
     connection: sqlite3.Connection, number: int, kind: Kind, after: str
 ) -> Iterator[pb.Item]:
@@ -196,19 +191,46 @@ def vectors_by_id(
     return {id: np.frombuffer(vector, np.float32) for id, vector in found}
 
 
-def all_vectors(
-    connection: sqlite3.Connection, number: int, kind: Kind
+def changed_vectors(
+    connection: sqlite3.Connection, number: int, kind: Kind, after: int
 ) -> Iterator[tuple[str, bytes | None, int]]:
-    """Id, vector (None: zero) and seq of all in a collection; of a derived one its residuals."""
+    """Id, vector (None: zero) and seq of what a text or vector collection has after a seq."""
     if kind == pb.COLLECTION_KIND_TEXT:
         query = (
             "SELECT items.id, texts.vector, items.seq FROM items "
-            "LEFT JOIN texts ON texts.hash = items.hash WHERE items.collection = ? "
-            "ORDER BY items.rowid"
+            "LEFT JOIN texts ON texts.hash = items.hash "
+            "WHERE items.collection = ? AND items.seq > ? ORDER BY items.seq, items.rowid"
         )
     else:
-        query = "SELECT id, vector, seq FROM vectors WHERE collection = ? ORDER BY rowid"
-    yield from connection.execute(query, (number,))
+        query = (
+            "SELECT id, vector, seq FROM vectors "
+            "WHERE collection = ? AND seq > ? ORDER BY seq, rowid"
+        )
+    yield from connection.execute(query, (number, after))
+
+
+def changed_derived(
+    connection: sqlite3.Connection, number: int, source: int, after: int
+) -> Iterator[tuple[str, str, bytes | None, int]]:
+    """Id, text, residual (None: zero) and seq of what a derived collection has after a seq.
+
+    First what changed in the source, then where only the residual did.
+    """
+    named = {"number": number, "source": source, "after": after}
+    yield from connection.execute(
+        "SELECT items.id, items.text, vectors.vector, max(items.seq, ifnull(vectors.seq, 0)) "
+        "FROM items LEFT JOIN vectors "
+        "ON vectors.collection = :number AND vectors.id = items.id "
+        "WHERE items.collection = :source AND items.seq > :after ORDER BY items.seq, items.rowid",
+        named,
+    )
+    yield from connection.execute(
+        "SELECT items.id, items.text, vectors.vector, vectors.seq "
+        "FROM vectors JOIN items ON items.collection = :source AND items.id = vectors.id "
+        "WHERE vectors.collection = :number AND vectors.seq > :after AND items.seq <= :after "
+        "ORDER BY vectors.seq, vectors.rowid",
+        named,
+    )
 
 
 def tombstones(connection: sqlite3.Connection, number: int) -> dict[str, int]:

@@ -21,6 +21,9 @@ from foretell.errors import FailedPreconditionError
 from foretell.vectors import Row
 from serving.database import Database, select_in
 
+FILE = "embedder.sqlite"
+"""The record of truth in a data directory."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT OR IGNORE INTO meta VALUES ('seq', 0);
@@ -48,6 +51,7 @@ CREATE TABLE IF NOT EXISTS items (
     PRIMARY KEY (collection, id)
 );
 CREATE INDEX IF NOT EXISTS items_hash ON items (hash);
+CREATE INDEX IF NOT EXISTS items_seq ON items (collection, seq);
 CREATE TABLE IF NOT EXISTS vectors (
     collection INTEGER NOT NULL REFERENCES collections (number),
     id TEXT NOT NULL,
@@ -55,6 +59,7 @@ CREATE TABLE IF NOT EXISTS vectors (
     seq INTEGER NOT NULL,
     PRIMARY KEY (collection, id)
 );
+CREATE INDEX IF NOT EXISTS vectors_seq ON vectors (collection, seq);
 CREATE TABLE IF NOT EXISTS tombstones (
     collection INTEGER NOT NULL REFERENCES collections (number),
     id TEXT NOT NULL,
@@ -65,7 +70,10 @@ CREATE TABLE IF NOT EXISTS tombstones (
 # definitions: the DerivedCollection messages. They can have many megabytes, so they are not in rows
 # that every write reads. items.hash: the text's key in `texts`, NULL where the text is empty.
 # items.seq: the last change of the text, and so of the vector. vectors: of a vector collection, or
-# residuals of a derived one.
+# residuals of a derived one. The indexes on seq find what a snapshot lacks.
+
+VERSION = 1
+"""Of the schema. Directories that unreleased programs left may say 1 or 2 and are none of this."""
 
 
 Kind: TypeAlias = pb.CollectionKind.ValueType
@@ -89,15 +97,25 @@ class CollectionRow:
 class Store:
     """The data directory: one process's, one encoder's.
 
+    Attributes:
+        folder: the data directory.
+        database: the record of truth in it.
+
     Raises:
-        FailedPreconditionError: another process has it, another encoder filled it, or it is of
-            another version.
+        FailedPreconditionError: another process has it, another encoder filled it, it cannot
+            be written, or it is of another version.
     """
 
     def __init__(self, folder: Path, identity: str, encoder: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
-            self._lock = opened.enter_context((folder / "lock").open("w"))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = opened.enter_context((folder / "lock").open("w"))
+            except OSError as error:
+                raise FailedPreconditionError(
+                    f"the data directory {folder} cannot be written: {error.strerror}",
+                    reason="DATA_DIR_READ_ONLY",
+                ) from error
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -105,7 +123,7 @@ class Store:
                     f"the data directory {folder} belongs to another embedder that is running",
                     reason="DATA_DIR_IN_USE",
                 ) from error
-            self.database = Database(folder / "embedder.sqlite", _SCHEMA, version=2)
+            self.database = Database(folder / FILE, _SCHEMA, VERSION)
             opened.callback(self.database.close)
             claim = self.database.submit(lambda c: _claim(c, identity, encoder))
             found, filled_by = claim.result()
@@ -115,6 +133,7 @@ class Store:
                     f"{encoder} makes other vectors: name the first or another data directory",
                     reason="OTHER_ENCODER",
                 )
+            self.folder = folder
             opened.pop_all()
 
     def find(self, hashes: Sequence[bytes]) -> dict[bytes, Row]:

@@ -104,8 +104,7 @@ class Writer:
         def change() -> int:
             collection.remove(deleted[0], seqs[0])
             for derived in self._collections.derived(collection):
-                derived.index.remove(deleted[0])
-                derived.seq = seqs[0]
+                derived.remove(deleted[0], seqs[0])
             return seqs[0]
 
         return await self._collections.commit(apply, change, request, pb.DeleteItemsResponse)
@@ -173,9 +172,8 @@ class Writer:
         ids, texts = [item.id for item in items], [item.text for item in items]
         collection.put(ids, vectors, seq)
         for derived in self._collections.derived(collection):
-            own = residuals.get(derived.row.number, {})
-            derived.index.put(ids, derived.project(ids, vectors, texts, own), seq)
-            derived.seq = seq
+            own = _stacked(ids, residuals.get(derived.row.number, {}), derived.row.cols)
+            derived.put(ids, derived.project(vectors, texts, own), seq)
 
     def _put_residuals(
         self, collection: Collection, rows: Mapping[str, Row], texts: Mapping[str, str], seq: int
@@ -184,9 +182,8 @@ class Writer:
         found = source.index.get(list(rows))
         ids = list(found)
         block = np.array(list(found.values()), np.float32).reshape(-1, source.row.cols)
-        projected = collection.project(ids, block, [texts[id] for id in ids], rows)
-        collection.index.put(ids, projected, seq)
-        collection.seq = seq
+        own = _stacked(ids, rows, collection.row.cols)
+        collection.put(ids, collection.project(block, [texts[id] for id in ids], own), seq)
 
     def _without_source(
         self,
@@ -205,6 +202,15 @@ class Writer:
             for index in good
             if ids[index] not in known
         }
+
+
+def _stacked(ids: Sequence[str], known: Mapping[str, Row], cols: int) -> Vectors:
+    """One row per id, zero where none is known."""
+    rows = np.zeros((len(ids), cols), np.float32)
+    for position, id in enumerate(ids):
+        if id in known:
+            rows[position] = known[id]
+    return rows
 
 
 def _same(connection: sqlite3.Connection, collection: Collection) -> CollectionRow:

@@ -58,10 +58,10 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
     assert put(a, b, seq=6) == []
     assert put(ItemRow("a", "x", b"x", '{"k": "v"}'), ItemRow("b", " ", None, "{}"), seq=7) == []
     assert put(a, ItemRow("b", "x", b"x", "{}"), seq=8) == ["b"]
-    rows = {
-        id: (v, seq) for id, v, seq in records.all_vectors(opened.database.connection(), 1, kind)
-    }
-    assert rows == {"a": (VECTOR.tobytes(), 5), "b": (VECTOR.tobytes(), 8)}
+    found = list(records.changed_vectors(opened.database.connection(), number, kind, -1))
+    assert found == [("a", VECTOR.tobytes(), 5), ("b", VECTOR.tobytes(), 8)]
+    later = list(records.changed_vectors(opened.database.connection(), number, kind, 5))
+    assert later == found[1:]
     opened.close()
 
 
