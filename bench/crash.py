@@ -35,18 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Exit status 0: nothing was lost and nothing disagreed."""
     options = _parser().parse_args(arguments)
     with _folder(options.keep) as folder:
-        subject = Embedder(options.seed)
-        child = ServiceChild(
-            "embedder",
-            [*ARGUMENTS, "--data-dir", str(folder / "data")],
-            folder / "log",
-            opening=": encoder ",
-        )
+        subject, child = Embedder(options.seed), embedder_in(folder)
         begin = time.monotonic()
         outcome = campaign.run(child, subject, options.kills, options.seed)
         figures = outcome.figures(subject.acknowledged, time.monotonic() - begin)
     harness.finish("crash", harness.versions("grpcio", "numpy", "torch"), figures)
     return 1 if outcome.violations else 0
+
+
+def embedder_in(folder: Path) -> ServiceChild:
+    """An embedder whose data and log are in a folder."""
+    arguments = [*ARGUMENTS, "--data-dir", str(folder / "data")]
+    return ServiceChild("embedder", arguments, folder / "log", opening=": encoder ")
 
 
 @contextlib.contextmanager
