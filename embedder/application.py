@@ -24,6 +24,7 @@ from embedder.service import NAME, About, EmbedderService
 from embedder.settings import PROGRAM, EmbedderSettings
 from embedder.storage.collections import Collections
 from embedder.storage.store import Store
+from embedder.storage.upkeep import Upkeep
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError
 from serving import cpus, server
@@ -89,6 +90,9 @@ async def run(settings: EmbedderSettings) -> None:
             collections = Collections(store, backend.cols)
             items = sum(each.items for each in collections.messages())
             log.info("loaded %d vectors in %.1f s", items, time.perf_counter() - started)
+            resources.enter_context(
+                contextlib.closing(Upkeep(collections, settings.snapshot_changes))
+            )
         searching = resources.enter_context(
             ThreadPoolExecutor(
                 max(2, threads), "search", faiss.omp_set_num_threads, initargs=(threads,)

@@ -74,6 +74,9 @@ class EmbedderSettings(ServiceSettings):
     """Number format of the encoder's matrix products."""
     threads: int = Field(default=0, ge=0, le=1_024)
     """Threads of the encoder and of a search; 0: one for each CPU that the process may use."""
+    snapshot_changes: int = Field(default=20_000, ge=1)
+    """Vectors of a collection that change between two snapshots, at least; in a large one a quarter
+    of all."""
     memory_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0)
     """Memory for vectors of texts that were asked for lately."""
 

@@ -67,16 +67,20 @@ class Accelerator:
 
     @classmethod
     def read(cls, path: Path, kind: str) -> Accelerator:
-        """From a file of `write`, whose content must be trusted (faiss checks little).
+        """From a file of what `write` gave, whose content must be trusted (faiss checks little).
 
         Raises:
             RuntimeError: it cannot be read.
         """
         return cls(kind, faiss.read_index(str(path)))
 
-    def write(self, path: Path) -> None:
-        """Into a file; neither synced nor checked."""
-        faiss.write_index(self._index, str(path))
+    def write(self, write: Callable[[bytes], object]) -> None:
+        """Hands what `read` reads to a function, some bytes at a time.
+
+        Not to a path: faiss would say nothing of a disk that is full.
+        """
+        writer = faiss.PyCallbackIOWriter(write, 1024 * 1024)  # type: ignore[attr-defined]
+        faiss.write_index(self._index, writer)
 
     @property
     def covered(self) -> int:

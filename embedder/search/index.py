@@ -147,7 +147,7 @@ class VectorIndex:
 
     @classmethod
     def restored(cls, cols: int, options: IndexOptions, frozen: Frozen) -> VectorIndex:
-        """An index of what another one held. The rows are copied when the first one is added."""
+        """An index of what another one held; its arrays may have room behind the slots."""
         index = cls(cols, options)
         index._table = SlotTable.over(list(frozen.ids), frozen.seqs.copy(), frozen.rows)
         index._accelerator = frozen.accelerator

@@ -38,10 +38,10 @@ class SlotTable:
 
     @classmethod
     def over(cls, ids: list[str], seqs: NDArray[np.int64], rows: Vectors) -> SlotTable:
-        """A table of these arrays themselves, of one length."""
+        """A table of these arrays themselves; `seqs` and `rows` may have room behind the ids."""
         table = cls(rows.shape[1])
         table.ids, table.seqs, table.rows = ids, seqs, rows
-        table.slots = {ids[slot]: slot for slot in np.flatnonzero(seqs >= 0).tolist()}
+        table.slots = {ids[slot]: slot for slot in table.live().tolist()}
         return table
 
     def __len__(self) -> int:

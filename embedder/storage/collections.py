@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from embedder.search.index import DEFAULT_OPTIONS, IndexOptions, VectorIndex
 from embedder.storage import records, store
 from embedder.storage.collection import Collection, check_kind, row_of
+from embedder.storage.snapshot import Snapshots
 from embedder.storage.store import CollectionRow, Store
 from foretell import checks, limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
@@ -42,8 +43,9 @@ class Collections:
 
     def __init__(self, kept: Store, cols: int, options: IndexOptions = DEFAULT_OPTIONS) -> None:
         self.applied_seq = 0
-        self.on_change: Callable[[], None] = lambda: None
+        self.listeners: list[Callable[[], None]] = []
         """Called on the writer thread after each change."""
+        self.snapshots = Snapshots(kept.folder / "snapshots", kept.id)
         self._store = kept
         self._cols = cols
         self._options = options
@@ -72,6 +74,10 @@ class Collections:
     def derived(self, collection: Collection) -> list[Collection]:
         """What is derived from a collection."""
         return [one for one in self._by_name.values() if one.row.source == collection.row.number]
+
+    def all(self) -> list[Collection]:
+        """All there are now."""
+        return list(self._by_name.values())
 
     def messages(self) -> list[pb.Collection]:
         """All collections in the order of their names."""
@@ -166,7 +172,8 @@ class Collections:
         def committed(result: tuple[M, bool]) -> None:
             if result[1]:
                 self.applied_seq = change()
-                self.on_change()
+                for listener in self.listeners:
+                    listener()
 
         response, _ = await self._store.database.write(
             once(apply, request, response_type), committed
@@ -174,22 +181,32 @@ class Collections:
         return response
 
     def _load(self) -> None:
-        """Reads everything from the store; creates the built-in collections in a new one."""
+        """Reads snapshots, and from the store what they lack; makes the built-in collections."""
         self._store.database.submit(self._create_built_in).result()
         with self._store.database.snapshot() as connection:
-            for row in store.collections(connection):
-                index = VectorIndex(row.cols, self._options)
-                if row.source is None:
-                    collection = Collection(row, index)
-                    collection.tombstones.update(records.tombstones(connection, row.number))
-                else:
-                    source = self._numbered(row.source)
-                    message = store.definition(connection, row.number)
-                    projection = from_derived(message, source.row.cols)
-                    collection = Collection(row, index, source, projection)
-                collection.replay(connection)
-                self._by_name[row.name] = collection
             self.applied_seq = store.current_seq(connection)
+            rows = store.collections(connection)
+            self.snapshots.keep_only(row.number for row in rows)
+            for row in rows:
+                self._by_name[row.name] = self._open(connection, row)
+
+    def _open(self, connection: sqlite3.Connection, row: CollectionRow) -> Collection:
+        """A collection as the store has it; what it is derived from is open already."""
+        snapshot = self.snapshots.load(row, self.applied_seq)
+        if snapshot is None:
+            after, index = -1, VectorIndex(row.cols, self._options)
+        else:
+            after = snapshot.manifest.seq
+            index = VectorIndex.restored(row.cols, self._options, snapshot.frozen)
+        if row.source is None:
+            collection = Collection(row, index)
+            collection.tombstones.update(records.tombstones(connection, row.number))
+        else:
+            source = self._numbered(row.source)
+            projection = from_derived(store.definition(connection, row.number), source.row.cols)
+            collection = Collection(row, index, source, projection)
+        collection.replay(connection, after)
+        return collection
 
     def _create_built_in(self, connection: sqlite3.Connection) -> None:
         for name in BUILT_IN:

@@ -27,6 +27,7 @@ FILE = "embedder.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT OR IGNORE INTO meta VALUES ('seq', 0);
+INSERT OR IGNORE INTO meta VALUES ('store', lower(hex(randomblob(16))));
 CREATE TABLE IF NOT EXISTS collections (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
@@ -99,6 +100,7 @@ class Store:
 
     Attributes:
         folder: the data directory.
+        id: made with the store, so that files beside it can say whose they are.
         database: the record of truth in it.
 
     Raises:
@@ -126,14 +128,15 @@ class Store:
             self.database = Database(folder / FILE, _SCHEMA, VERSION)
             opened.callback(self.database.close)
             claim = self.database.submit(lambda c: _claim(c, identity, encoder))
-            found, filled_by = claim.result()
-            if found != identity:
+            meta = claim.result()
+            if meta["identity"] != identity:
                 raise FailedPreconditionError(
-                    f"the data directory {folder} was filled by the encoder {filled_by}; "
+                    f"the data directory {folder} was filled by the encoder {meta['encoder']}; "
                     f"{encoder} makes other vectors: name the first or another data directory",
                     reason="OTHER_ENCODER",
                 )
             self.folder = folder
+            self.id = meta["store"]
             opened.pop_all()
 
     def find(self, hashes: Sequence[bytes]) -> dict[bytes, Row]:
@@ -149,13 +152,12 @@ class Store:
         self._lock.close()
 
 
-def _claim(connection: sqlite3.Connection, identity: str, encoder: str) -> tuple[str, str]:
-    """Which encoder the directory belongs to; a new one belongs to this one."""
+def _claim(connection: sqlite3.Connection, identity: str, encoder: str) -> dict[str, str]:
+    """What the directory says of itself; a new one belongs to this encoder."""
     connection.executemany(
         "INSERT OR IGNORE INTO meta VALUES (?, ?)", [("identity", identity), ("encoder", encoder)]
     )
-    found = dict(connection.execute("SELECT key, value FROM meta"))
-    return found["identity"], found["encoder"]
+    return dict(connection.execute("SELECT key, value FROM meta"))
 
 
 def next_seq(connection: sqlite3.Connection) -> int:

@@ -41,7 +41,7 @@ class Watches:
         self._loop = asyncio.get_running_loop()
         self._waiting: set[asyncio.Event] = set()
         self._stopped = False
-        collections.on_change = self._notify
+        collections.listeners.append(self._notify)
 
     async def watch(self, name: str, after_seq: int) -> AsyncIterator[Changes]:
         """Changes after `after_seq`, for ever.
