@@ -1,16 +1,22 @@
-"""`python -m embedder`: the service."""
+"""`python -m embedder`: serves; or verifies, backs up and restores a data directory."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from embedder import application
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves."""
-    return application.main(sys.argv[1:] if arguments is None else arguments)
+    """Runs a command; without one it serves."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Each reads in only what it needs: a backup does not wait for torch.
+    if arguments and arguments[0] in ("verify", "backup", "restore"):
+        from embedder.storage import commands
+
+        return commands.main(arguments)
+    from embedder import application
+
+    return application.main(arguments)
 
 
 if __name__ == "__main__":

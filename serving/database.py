@@ -77,7 +77,7 @@ class Database:
         self._closing = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
         try:
-            self._check_version(version)
+            check_version(path, version)
             self._open_schema(schema + _REQUESTS, version)
         except BaseException:
             for connection in self._connections:
@@ -152,22 +152,6 @@ class Database:
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
-    def _check_version(self, version: int) -> None:
-        """Refuses another version's file before anything in it changes, WAL mode included."""
-        if not self.path.exists() or not self.path.stat().st_size:
-            return
-        try:
-            with contextlib.closing(open_read_only(self.path)) as connection:
-                (found,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise _bad(self.path, error) from error
-        if found not in (0, version):
-            newer = ", written by a newer one" if found > version else ""
-            raise FailedPreconditionError(
-                f"{self.path} has schema version {found}{newer}; this program reads {version}",
-                reason="SCHEMA_VERSION",
-            )
-
     def _open_schema(self, schema: str, version: int) -> None:
         try:
             connection = self.connection()
@@ -241,6 +225,27 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     return connection
+
+
+def check_version(path: Path, version: int) -> None:
+    """Refuses a file of another schema version before anything in it changes.
+
+    Raises:
+        FailedPreconditionError: it is of another version, or no database.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        with contextlib.closing(open_read_only(path)) as connection:
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _bad(path, error) from error
+    if found not in (0, version):
+        newer = ", written by a newer program" if found > version else ""
+        raise FailedPreconditionError(
+            f"{path} has schema version {found}{newer}; this program reads {version}",
+            reason="SCHEMA_VERSION",
+        )
 
 
 def _bad(path: Path, error: sqlite3.DatabaseError) -> FailedPreconditionError:

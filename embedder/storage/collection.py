@@ -110,7 +110,7 @@ class Collection:
         if source is None:
             found = records.changed_vectors(connection, row.number, row.kind, after)
             while some := list(islice(found, LOADED_TOGETHER)):
-                vectors = _block([blob for _, blob, _ in some], row.cols)
+                vectors = records.stacked([blob for _, blob, _ in some], row.cols)
                 yield [id for id, _, _ in some], vectors, _seqs([seq for *_, seq in some])
             return
         changed = records.changed_derived(connection, row.number, source.row.number, after)
@@ -122,16 +122,10 @@ class Collection:
             vectors = self.project(
                 block.reshape(-1, source.row.cols),
                 [text for _, text, _, _ in group],
-                _block([blob for _, _, blob, _ in group], row.cols),
+                records.stacked([blob for _, _, blob, _ in group], row.cols),
             )
             seqs = np.maximum(_seqs([seq for *_, seq in group]), row.created_seq)
             yield [id for id, *_ in group], vectors, seqs
-
-
-def _block(blobs: Sequence[bytes | None], cols: int) -> Vectors:
-    """Vectors as the store keeps them, one after another; zero where there is none."""
-    zero = bytes(4 * cols)
-    return np.frombuffer(b"".join(blob or zero for blob in blobs), np.float32).reshape(-1, cols)
 
 
 def _seqs(seqs: Sequence[int]) -> NDArray[np.int64]:

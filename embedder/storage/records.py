@@ -11,7 +11,7 @@ import numpy as np
 
 from embedder.storage.store import Kind, derived_from, next_seq
 from foretell.embedder.v1 import embedder_service_pb2 as pb
-from foretell.vectors import Row
+from foretell.vectors import Row, Vectors
 from serving.database import select_in
 
 
@@ -189,6 +189,12 @@ def vectors_by_id(
     query = f"SELECT id, vector FROM vectors WHERE collection = {number} AND id"
     found = select_in(connection, query, ids)
     return {id: np.frombuffer(vector, np.float32) for id, vector in found}
+
+
+def stacked(blobs: Sequence[bytes | None], cols: int) -> Vectors:
+    """Vectors as the store keeps them, shape (blobs, cols); zero where there is none."""
+    zero = bytes(4 * cols)
+    return np.frombuffer(b"".join(blob or zero for blob in blobs), np.float32).reshape(-1, cols)
 
 
 def changed_vectors(

@@ -194,6 +194,19 @@ class Snapshots:
                 raise DamagedError("its accelerator has more vectors than it")
         return Snapshot(path, manifest, Frozen(names, seqs, rows, accelerator))
 
+    def fault(self, manifest: Manifest, row: CollectionRow | None, current_seq: int) -> str | None:
+        """Why it is no snapshot of a collection of this store."""
+        if row is None or (manifest.store, manifest.collection) != (self._store, row.number):
+            return "it is of another store or collection"
+        if manifest.cols != row.cols:
+            return f"it has {manifest.cols} columns, the collection {row.cols}"
+        if not row.created_seq <= manifest.seq <= current_seq:
+            return (
+                f"it is of seq {manifest.seq}; the collection was made at {row.created_seq}, and "
+                f"the store is at {current_seq}"
+            )
+        return None
+
     def paths(self) -> list[Path]:
         """All that are there."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
@@ -205,16 +218,9 @@ class Snapshots:
         return sorted(own, key=_parts, reverse=True)
 
     def _read(self, path: Path, row: CollectionRow, current_seq: int) -> Snapshot:
-        manifest = _read_manifest(path / MANIFEST)
-        if (manifest.store, manifest.collection) != (self._store, row.number):
-            raise DamagedError("it is of another store or collection")
-        if manifest.cols != row.cols:
-            raise DamagedError(f"it has {manifest.cols} columns, the collection {row.cols}")
-        if not row.created_seq <= manifest.seq <= current_seq:
-            raise DamagedError(
-                f"it is of seq {manifest.seq}; the collection was made at {row.created_seq}, and "
-                f"the store is at {current_seq}"
-            )
+        fault = self.fault(_read_manifest(path / MANIFEST), row, current_seq)
+        if fault is not None:
+            raise DamagedError(fault)
         return self.read(path)
 
     def _write_files(
@@ -348,6 +354,13 @@ def check_file(path: Path, expected: File, into: memoryview | None = None) -> No
             digest.update(chunk)
     if digest.hexdigest() != expected.sha256:
         raise DamagedError(f"{path.name} has another sha256 than its manifest says")
+
+
+def file_digest(path: Path) -> File:
+    """What a file is now."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return File(path.stat().st_size, digest.hexdigest())
 
 
 def sync_folder(path: Path) -> None:

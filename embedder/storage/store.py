@@ -19,7 +19,7 @@ import numpy as np
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Row
-from serving.database import Database, select_in
+from serving.database import Database, check_version, open_read_only, select_in
 
 FILE = "embedder.sqlite"
 """The record of truth in a data directory."""
@@ -157,6 +157,24 @@ def _claim(connection: sqlite3.Connection, identity: str, encoder: str) -> dict[
     connection.executemany(
         "INSERT OR IGNORE INTO meta VALUES (?, ?)", [("identity", identity), ("encoder", encoder)]
     )
+    return meta(connection)
+
+
+def open_to_read(folder: Path) -> sqlite3.Connection:
+    """A read-only connection to a data directory, which an embedder may own meanwhile.
+
+    Raises:
+        FailedPreconditionError: there is none, or it is of another version.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FailedPreconditionError(f"there is no {path}", reason="NO_STORE")
+    check_version(path, VERSION)
+    return open_read_only(path)
+
+
+def meta(connection: sqlite3.Connection) -> dict[str, str]:
+    """What the store says of itself: its id, its encoder's identity and name."""
     return dict(connection.execute("SELECT key, value FROM meta"))
 
 
