@@ -29,6 +29,7 @@ QUERIES = (SMALLEST, limits.QUERIES)
 PAGE = (limits.PAGE,)
 VERSION = (SMALLEST, limits.COLLECTION_CHARS)
 FILTER = (limits.FILTER_IDS,)
+KEY = (SMALLEST, limits.ATTRIBUTE_KEY_CHARS)
 
 LIMITS: dict[str, tuple[int, ...]] = {
     "VectorBlock.data": (limits.MESSAGE_BYTES // 2**20,),
@@ -47,8 +48,14 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "DeleteItemsRequest.request_id": OPTIONAL_ID,
     "TextQueries.texts": QUERIES + TEXTS,
     "IdQueries.ids": QUERIES,
+    "Condition.kind": (limits.CONDITION_DEPTH, limits.CONDITION_LEAVES),
+    "Condition.exists": KEY,
+    "AttributeValues.key": KEY,
+    "AttributeValues.values": (SMALLEST, limits.CONDITION_VALUES, limits.ATTRIBUTE_VALUE_CHARS),
+    "AttributeRange.key": KEY,
     "QueryFilter.allow_ids": FILTER,
     "QueryFilter.deny_ids": FILTER,
+    "QueryFilter.condition": (limits.CONDITIONS,),
     "SearchRequest.queries": QUERIES,
     "SearchRequest.k": (SMALLEST, limits.K),
     "VectorCollection.cols": (SMALLEST, limits.COLS),

@@ -6,6 +6,7 @@ Each raises InvalidArgumentError that names the field and changes nothing.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -359,6 +360,112 @@ def filters(values: Sequence[embedder_pb.QueryFilter], queries: int) -> None:
     for index, value in enumerate(values):
         ids(value.allow_ids, f"filters[{index}].allow_ids", limits.FILTER_IDS, 0)
         ids(value.deny_ids, f"filters[{index}].deny_ids", limits.FILTER_IDS, 0)
+        if value.HasField("condition"):
+            _Condition().check(value.condition, f"filters[{index}].condition")
+    different = {
+        value.condition.SerializeToString(deterministic=True)
+        for value in values
+        if value.HasField("condition")
+    }
+    if len(different) > limits.CONDITIONS:
+        raise InvalidArgumentError(
+            f"filters has {len(different)} different conditions; "
+            f"at most {limits.CONDITIONS} are allowed",
+            reason="TOO_MANY",
+            field="filters",
+            metadata={"limit": str(limits.CONDITIONS)},
+        )
+
+
+class _Condition:
+    """The check of one condition, which counts its leaves and values on the way."""
+
+    def __init__(self) -> None:
+        self._leaves = 0
+        self._values = 0
+
+    def check(self, value: embedder_pb.Condition, field: str, depth: int = 1) -> None:
+        """Checks a part of the condition at some depth."""
+        if depth > limits.CONDITION_DEPTH:
+            raise condition_too_deep(field)
+        kind = value.WhichOneof("kind")
+        match kind:
+            case "all_of" | "any_of" | "none_of":
+                parts: embedder_pb.Conditions = getattr(value, kind)
+                if not parts.conditions:
+                    raise InvalidArgumentError(
+                        f"{field}.{kind} has no conditions",
+                        reason="EMPTY",
+                        field=f"{field}.{kind}.conditions",
+                    )
+                for index, part in enumerate(parts.conditions):
+                    self.check(part, f"{field}.{kind}.conditions[{index}]", depth + 1)
+                return
+            case "one_of":
+                identifier(value.one_of.key, f"{field}.one_of.key", limits.ATTRIBUTE_KEY_CHARS)
+                self._check_values(value.one_of.values, f"{field}.one_of.values")
+            case "range":
+                identifier(value.range.key, f"{field}.range.key", limits.ATTRIBUTE_KEY_CHARS)
+                _range(value.range, f"{field}.range")
+            case "exists":
+                identifier(value.exists, f"{field}.exists", limits.ATTRIBUTE_KEY_CHARS)
+            case _:
+                raise InvalidArgumentError(
+                    f"{field}.kind is not set", reason="NO_KIND", field=field
+                )
+        self._leaves += 1
+        if self._leaves > limits.CONDITION_LEAVES:
+            raise InvalidArgumentError(
+                f"{field} is one leaf more than the {limits.CONDITION_LEAVES} that a condition "
+                "may have",
+                reason="TOO_MANY",
+                field=field,
+                metadata={"limit": str(limits.CONDITION_LEAVES)},
+            )
+
+    def _check_values(self, values: Sequence[str], field: str) -> None:
+        self._values += len(values)
+        # What the leaves before it have counts too.
+        count(len(values) and self._values, field, limits.CONDITION_VALUES)
+        for index, value in enumerate(values):
+            if len(value) > limits.ATTRIBUTE_VALUE_CHARS:
+                raise InvalidArgumentError(
+                    f"{field}[{index}] has {len(value):,} characters; "
+                    f"at most {limits.ATTRIBUTE_VALUE_CHARS:,} are allowed",
+                    reason="TOO_LONG",
+                    field=f"{field}[{index}]",
+                    metadata={"limit": str(limits.ATTRIBUTE_VALUE_CHARS)},
+                )
+
+
+def condition_too_deep(field: str) -> InvalidArgumentError:
+    """The error of a condition that is nested too deep."""
+    return InvalidArgumentError(
+        f"{field} is nested more than {limits.CONDITION_DEPTH} deep",
+        reason="TOO_DEEP",
+        field=field,
+        metadata={"limit": str(limits.CONDITION_DEPTH)},
+    )
+
+
+def _range(value: embedder_pb.AttributeRange, field: str) -> None:
+    bounds = [kind for kind in ("lower", "upper") if value.WhichOneof(kind)]
+    if not bounds:
+        raise InvalidArgumentError(f"{field} has no bound", reason="EMPTY", field=field)
+    for name in ("gte", "gt", "lte", "lt"):
+        if value.HasField(name) and not math.isfinite(getattr(value, name)):
+            raise InvalidArgumentError(
+                f"{field}.{name} is not finite", reason="NOT_FINITE", field=f"{field}.{name}"
+            )
+    if len(bounds) < 2:
+        return
+    lower = value.gte if value.HasField("gte") else value.gt
+    upper = value.lte if value.HasField("lte") else value.lt
+    closed = value.HasField("gte") and value.HasField("lte")
+    if lower > upper or (lower == upper and not closed):
+        raise InvalidArgumentError(
+            f"{field} from {lower:g} to {upper:g} has no numbers", reason="BAD_RANGE", field=field
+        )
 
 
 def prediction_query(value: prediction_pb.PredictionQuery, field: str = "query") -> None:

@@ -65,6 +65,18 @@ K_DEFAULT: Final = 10
 FILTER_IDS: Final = 10_000
 """Ids in one allow or deny list."""
 
+CONDITIONS: Final = 16
+"""Different attribute conditions in one Search: each may be a list of all ids."""
+
+CONDITION_DEPTH: Final = 16
+"""Levels of one condition: two nested messages each, of the 100 that protobuf reads."""
+
+CONDITION_LEAVES: Final = 64
+"""Comparisons in one condition: each may be a scan of an attribute."""
+
+CONDITION_VALUES: Final = 10_000
+"""Values in all comparisons of one condition: SQLite takes 32,766 parameters."""
+
 RANK_ITEMS: Final = 1_000
 """Items in one Rank."""
 

@@ -2,11 +2,13 @@
 
 import hashlib
 import html
+import math
 import re
 import unicodedata
 
 _TAG = re.compile(r"<(?:!--.*?--|/?[a-zA-Z][^<>]*)>", re.DOTALL)
 _SPACE = re.compile(r"\s+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def text_id(text: str) -> str:
@@ -17,6 +19,14 @@ def text_id(text: str) -> str:
 def clean_text(text: str) -> str:
     """Removes HTML tags, entities and control characters; one space between words; Unicode NFC."""
     return plain_text(html.unescape(_TAG.sub(" ", text)))
+
+
+def number_of(text: str) -> float | None:
+    """The number that all of a text is, as `Condition.range` of the contract reads attributes."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def plain_text(text: str) -> str:

@@ -567,13 +567,173 @@ class IdQueries(_message.Message):
 Global___IdQueries: _TypeAlias = IdQueries  # noqa: Y015
 
 @_typing.final
+class Condition(_message.Message):
+    """What an item's attributes must be. A leaf (`one_of`, `range`, `exists`) matches
+    no item without its attribute; `none_of` matches what its conditions do not,
+    items without the attribute too.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ONE_OF_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    EXISTS_FIELD_NUMBER: _builtins.int
+    ALL_OF_FIELD_NUMBER: _builtins.int
+    ANY_OF_FIELD_NUMBER: _builtins.int
+    NONE_OF_FIELD_NUMBER: _builtins.int
+    exists: _builtins.str
+    """The item has this attribute. Limit: 1 to 64 characters."""
+    @_builtins.property
+    def one_of(self) -> Global___AttributeValues:
+        """The attribute is one of some values."""
+
+    @_builtins.property
+    def range(self) -> Global___AttributeRange:
+        """The attribute is a number in a range."""
+
+    @_builtins.property
+    def all_of(self) -> Global___Conditions:
+        """All of the conditions hold."""
+
+    @_builtins.property
+    def any_of(self) -> Global___Conditions:
+        """At least one of the conditions holds."""
+
+    @_builtins.property
+    def none_of(self) -> Global___Conditions:
+        """None of the conditions holds."""
+
+    def __init__(
+        self,
+        *,
+        one_of: Global___AttributeValues | None = ...,
+        range: Global___AttributeRange | None = ...,
+        exists: _builtins.str = ...,
+        all_of: Global___Conditions | None = ...,
+        any_of: Global___Conditions | None = ...,
+        none_of: Global___Conditions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "exists", b"exists", "kind", b"kind", "none_of", b"none_of", "one_of", b"one_of", "range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "exists", b"exists", "kind", b"kind", "none_of", b"none_of", "one_of", b"one_of", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["one_of", "range", "exists", "all_of", "any_of", "none_of"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Condition: _TypeAlias = Condition  # noqa: Y015
+
+@_typing.final
+class Conditions(_message.Message):
+    """Conditions that are combined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """At least one."""
+
+    def __init__(
+        self,
+        *,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Conditions: _TypeAlias = Conditions  # noqa: Y015
+
+@_typing.final
+class AttributeValues(_message.Message):
+    """Values of an attribute, compared character by character."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Name of the attribute. Limit: 1 to 64 characters."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Limit: 1 to 10,000 values, in all leaves of a condition together, of up to
+        1,024 characters.
+        """
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeValues: _TypeAlias = AttributeValues  # noqa: Y015
+
+@_typing.final
+class AttributeRange(_message.Message):
+    """A range of numbers with at least one finite bound, and with room for a number.
+    A value counts as a number when all of it is a decimal one that a double can
+    hold: `12`, `-0.5`, `1e3`, but not ` 12`, `12 OZ`, `1,000`, `0x10` or `inf`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    GTE_FIELD_NUMBER: _builtins.int
+    GT_FIELD_NUMBER: _builtins.int
+    LTE_FIELD_NUMBER: _builtins.int
+    LT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Name of the attribute. Limit: 1 to 64 characters."""
+    gte: _builtins.float
+    """This or more."""
+    gt: _builtins.float
+    """More than this."""
+    lte: _builtins.float
+    """This or less."""
+    lt: _builtins.float
+    """Less than this."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        gte: _builtins.float = ...,
+        gt: _builtins.float = ...,
+        lte: _builtins.float = ...,
+        lt: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "lower", b"lower", "lt", b"lt", "lte", b"lte", "upper", b"upper"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gt", b"gt", "gte", b"gte", "key", b"key", "lower", b"lower", "lt", b"lt", "lte", b"lte", "upper", b"upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_lower: _TypeAlias = _typing.Literal["gte", "gt"]  # noqa: Y015
+    _WhichOneofArgType_lower: _TypeAlias = _typing.Literal["lower", b"lower"]  # noqa: Y015
+    _WhichOneofReturnType_upper: _TypeAlias = _typing.Literal["lte", "lt"]  # noqa: Y015
+    _WhichOneofArgType_upper: _TypeAlias = _typing.Literal["upper", b"upper"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_lower) -> _WhichOneofReturnType_lower | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_upper) -> _WhichOneofReturnType_upper | None: ...
+
+Global___AttributeRange: _TypeAlias = AttributeRange  # noqa: Y015
+
+@_typing.final
 class QueryFilter(_message.Message):
-    """What one query may answer."""
+    """What one query may answer: what passes all that is set."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOW_IDS_FIELD_NUMBER: _builtins.int
     DENY_IDS_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def allow_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these ids, if not empty. Limit: 10,000 ids."""
@@ -582,15 +742,22 @@ class QueryFilter(_message.Message):
     def deny_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """None of these ids. Limit: 10,000 ids."""
 
+    @_builtins.property
+    def condition(self) -> Global___Condition:
+        """Only items with such attributes; in a derived collection, the source's items.
+        Not for vector collections. Limit: 16 different ones in one Search.
+        """
+
     def __init__(
         self,
         *,
         allow_ids: _abc.Iterable[_builtins.str] | None = ...,
         deny_ids: _abc.Iterable[_builtins.str] | None = ...,
+        condition: Global___Condition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_ids", b"allow_ids", "deny_ids", b"deny_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_ids", b"allow_ids", "condition", b"condition", "deny_ids", b"deny_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -972,6 +1139,8 @@ class Collection(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    INDEXED_FIELD_NUMBER: _builtins.int
+    RECALL_AT_10_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     kind: Global___CollectionKind.ValueType
@@ -985,7 +1154,17 @@ class Collection(_message.Message):
     seq: _builtins.int
     """Position of its last change in the store's order."""
     index: _builtins.str
-    """Kind of its index, as faiss names it."""
+    """How it is searched now: `exact`, or by an index of the kind `ivf_rabitq`,
+    `gpu_flat` or `gpu_ivf`, which is made in the background.
+    """
+    indexed: _builtins.int
+    """Vectors that the index holds, replaced and deleted ones included; newer ones
+    are searched exactly.
+    """
+    recall_at_10: _builtins.float
+    """Share of the 10 nearest vectors that a search finds, measured on queries
+    like the vectors when the index was made; unset: not measured yet.
+    """
     def __init__(
         self,
         *,
@@ -996,12 +1175,16 @@ class Collection(_message.Message):
         items: _builtins.int = ...,
         seq: _builtins.int = ...,
         index: _builtins.str = ...,
+        indexed: _builtins.int = ...,
+        recall_at_10: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recall_at_10", b"_recall_at_10", "recall_at_10", b"recall_at_10"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cols", b"cols", "index", b"index", "items", b"items", "kind", b"kind", "name", b"name", "seq", b"seq", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recall_at_10", b"_recall_at_10", "cols", b"cols", "index", b"index", "indexed", b"indexed", "items", b"items", "kind", b"kind", "name", b"name", "recall_at_10", b"recall_at_10", "seq", b"seq", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__recall_at_10: _TypeAlias = _typing.Literal["recall_at_10"]  # noqa: Y015
+    _WhichOneofArgType__recall_at_10: _TypeAlias = _typing.Literal["_recall_at_10", b"_recall_at_10"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall_at_10) -> _WhichOneofReturnType__recall_at_10 | None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
 
