@@ -9,6 +9,7 @@ names end in their unit where they have one, and None for what the budget did no
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import importlib.metadata
 import json
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,11 +97,17 @@ def say(text: str) -> None:
 def hardware() -> str:
     """The machine in words: CPU, cores of this process, instructions, memory, GPUs."""
     info = _cpu_info()
-    flags = [flag for flag in CPU_FLAGS if flag in info.get("flags", "").split()]
+    flags = cpu_flags()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [info.get("model name", platform.processor() or platform.machine())]
     parts += [f"{cores()} cores", " ".join(flags), f"{memory:.0f} GiB", *_gpus()]
     return ", ".join(part for part in parts if part)
+
+
+def cpu_flags() -> list[str]:
+    """Those of `CPU_FLAGS` that this machine has."""
+    had = _cpu_info().get("flags", "").split()
+    return [flag for flag in CPU_FLAGS if flag in had]
 
 
 def cores() -> int:
@@ -169,6 +176,31 @@ def table(columns: Sequence[str], rows: Mapping[str, Mapping[str, str]]) -> str:
         line = "  ".join(cells.get(column, "-").rjust(width[column]) for column in columns)
         lines.append(name.ljust(first) + line)
     return "\n".join(lines)
+
+
+async def rate(
+    embed: Callable[[Sequence[str]], Awaitable[object]],
+    texts: Sequence[str],
+    size: int,
+    callers: int,
+) -> float:
+    """Texts per second that concurrent callers get, each with one call in flight.
+
+    Args:
+        embed: encodes the texts of a call.
+        texts: of all callers together.
+        size: texts in a call.
+        callers: number of them.
+    """
+    calls = (texts[start : start + size] for start in range(0, len(texts), size))
+
+    async def caller() -> None:
+        for call in calls:  # shared: each takes the next one
+            await embed(call)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return len(texts) / (time.perf_counter() - started)
 
 
 # --- Peers -------------------------------------------------------------------------------------
