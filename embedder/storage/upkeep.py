@@ -75,7 +75,7 @@ class Upkeep:
             self._collections.snapshots.keep_only(numbers)
             self._stop.wait(PAUSE_S)
         for collection in self._collections.all():
-            if self._changed(collection, CHANGED_SHARE_AT_END):
+            if self._due(collection, CHANGED_SHARE_AT_END):
                 self._write(collection)
 
     def _tend(self, collection: Collection) -> None:
@@ -90,13 +90,14 @@ class Upkeep:
             log.exception("the index of collection %s could not be kept up", collection.row.name)
             kept.retry_at = time.monotonic() + RETRY_S
             return
-        accelerated = collection.index.name not in ("exact", kept.searched_by)
-        if accelerated or self._changed(collection, CHANGED_SHARE):
+        if self._due(collection, CHANGED_SHARE):
             self._write(collection, until=self._stop)
 
-    def _changed(self, collection: Collection, share: float) -> bool:
-        """Whether enough has changed since the last snapshot."""
+    def _due(self, collection: Collection, share: float) -> bool:
+        """Whether its accelerator is new, or enough has changed since the last snapshot."""
         kept = self._kept.setdefault(collection.row.number, _Kept())
+        if collection.index.name not in ("exact", kept.searched_by):
+            return True
         enough = max(self._least, share * len(collection.index))
         return collection.changes - kept.changes >= enough
 
