@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedder.storage import attributes
 from embedder.storage.store import Kind, derived_from, next_seq
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.vectors import Row, Vectors
@@ -40,8 +41,8 @@ def put_items(
     change of attributes alone leaves the item's seq, so that whoever follows vectors sees none.
     """
     before = {
-        id: (hash, text, attributes)
-        for id, hash, text, attributes in select_in(
+        id: (hash, text, json_text)
+        for id, hash, text, json_text in select_in(
             connection,
             f"SELECT id, hash, text, attributes FROM items WHERE collection = {number} AND id",
             [row.id for row in rows],
@@ -67,6 +68,12 @@ def put_items(
         "UPDATE items SET text = ?, attributes = ? WHERE collection = ? AND id = ?",
         ((row.text, row.attributes, number, row.id) for row in same),
     )
+    attributes.change(
+        connection,
+        number,
+        {row.id: before[row.id][2] for row in rows if row.id in before},
+        {row.id: row.attributes for row in rows},
+    )
     _drop_unused_texts(connection, [before[row.id][0] for row in moved if row.id in before])
     _unbury(connection, number, [row.id for row in moved if row.id not in before])
     return moved
@@ -90,6 +97,7 @@ def delete_ids(
                 connection, f"SELECT hash FROM items WHERE collection = {number} AND id", gone
             )
         ]
+        attributes.change(connection, number, attributes.of_items(connection, number, gone), {})
         connection.executemany("DELETE FROM items WHERE collection = ? AND id = ?", pairs)
         _drop_unused_texts(connection, hashes)
         for derived in derived_from(connection, number):
@@ -151,8 +159,8 @@ def items_after(
         yield _item(*row)
 
 
-def _item(id: str, text: str, attributes: str) -> pb.Item:
-    return pb.Item(id=id, text=text, attributes=json.loads(attributes))
+def _item(id: str, text: str, json_text: str) -> pb.Item:
+    return pb.Item(id=id, text=text, attributes=json.loads(json_text))
 
 
 def drop_collection(connection: sqlite3.Connection, number: int) -> int:
@@ -163,6 +171,7 @@ def drop_collection(connection: sqlite3.Connection, number: int) -> int:
             "SELECT DISTINCT hash FROM items WHERE collection = ? AND hash IS NOT NULL", (number,)
         )
     ]
+    attributes.drop(connection, number)
     for table in ("definitions", "items", "vectors", "tombstones"):
         connection.execute(f"DELETE FROM {table} WHERE collection = ?", (number,))
     _drop_unused_texts(connection, hashes)

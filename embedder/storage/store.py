@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from embedder.storage import attributes
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Row
@@ -125,7 +126,7 @@ class Store:
                     f"the data directory {folder} belongs to another embedder that is running",
                     reason="DATA_DIR_IN_USE",
                 ) from error
-            self.database = Database(folder / FILE, _SCHEMA, VERSION)
+            self.database = Database(folder / FILE, _SCHEMA + attributes.SCHEMA, VERSION)
             opened.callback(self.database.close)
             claim = self.database.submit(lambda c: _claim(c, identity, encoder))
             meta = claim.result()
