@@ -20,6 +20,7 @@ from embedder.encoding.batcher import Batcher
 from embedder.encoding.encoder import TokenBatch, Tokenizer
 from embedder.encoding.text_cache import CacheFile, KnownTexts, TextCache
 from embedder.encoding.torch_backend import TorchBackend
+from embedder.search.index import IndexOptions
 from embedder.service import NAME, About, EmbedderService
 from embedder.settings import PROGRAM, EmbedderSettings
 from embedder.storage.collections import Collections
@@ -87,9 +88,10 @@ async def run(settings: EmbedderSettings) -> None:
         collections = None
         if store is not None:
             started = time.perf_counter()
-            collections = Collections(store, backend.cols)
+            options = IndexOptions(settings.index, settings.approximate_from, threads)
+            collections = Collections(store, backend.cols, options)
             items = sum(each.items for each in collections.messages())
-            log.info("loaded %d vectors in %.1f s", items, time.perf_counter() - started)
+            log.info("loaded %d vectors in %.2f s", items, time.perf_counter() - started)
             resources.enter_context(
                 contextlib.closing(Upkeep(collections, settings.snapshot_changes))
             )

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from embedder.encoding.batcher import Batcher, Timing
 from embedder.encoding.text_cache import Encoded, TextCache
+from embedder.search.batcher import SearchBatcher
 from embedder.search.index import Filter, Hits
 from embedder.storage.collection import Collection
 from embedder.storage.collections import ITEMS, Collections
@@ -88,7 +89,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         self._batcher = batcher
         self._texts = texts
         self._kept_or_none = None if collections is None else _Kept(collections, texts)
-        self._searching = searching
+        self._searches = SearchBatcher(searching)
 
     def stop_watches(self) -> None:
         """Ends all open WatchItems with UNAVAILABLE, so that the server can stop."""
@@ -171,11 +172,12 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         filters = [_filter(each) for each in request.filters] * (
             count if len(request.filters) == 1 else 1
         )
-        hits = await asyncio.get_running_loop().run_in_executor(
-            self._searching,
-            lambda: collection.index.search(
-                queries.vectors, k, filters, include_vectors=request.include_vectors
-            ),
+        hits = await self._searches.search(
+            collection.index,
+            queries.vectors,
+            k,
+            filters,
+            include_vectors=request.include_vectors,
         )
         failed = {failure.index for failure in queries.failures}
         response = pb.SearchResponse(

@@ -45,6 +45,18 @@ class Precision(Enum):
     BFLOAT16 = "bfloat16"
 
 
+class IndexKind(Enum):
+    """How collections are searched.
+
+    `auto`: exactly up to a size, then approximately; `exact`: always exactly; `ivf`: approximately,
+    by an inverted file. On a GPU, exact search is there too.
+    """
+
+    AUTO = "auto"
+    EXACT = "exact"
+    IVF = "ivf"
+
+
 class EmbedderSettings(ServiceSettings):
     """Text in, vectors and nearest neighbours out."""
 
@@ -79,6 +91,12 @@ class EmbedderSettings(ServiceSettings):
     of all."""
     memory_cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0)
     """Memory for vectors of texts that were asked for lately."""
+
+    index: IndexKind = IndexKind.AUTO
+    """How collections are searched."""
+    approximate_from: int = Field(default=30_000, ge=1)
+    """Vectors from which a collection is searched approximately, where index is auto; on a GPU
+    5,000,000 at least."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

@@ -1,7 +1,11 @@
-"""Approximate indexes: one table of kinds, and what one of them is asked for."""
+"""Indexes of faiss that search for a collection: one table of kinds.
+
+`python -m bench.search --kinds` compares them with others that were left out.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,59 +19,108 @@ from numpy.typing import NDArray
 from embedder.search.slots import Slots
 from foretell.vectors import Vectors
 
+LEAST = 1_024
+"""Vectors from which there may be one: k-means needs some."""
+
+TRAINED_ON = 128
+"""Vectors in a list's training."""
+
+PROBES = 8
+"""Lists that are searched for 10 hits at the least effort..."""
+
+PROBES_HITS = 32
+"""... that is, for so many hits with the spare ones; for others by the square root of their number:
+the 10 nearest of 100,000 item vectors are found to 99.5 % in 8 of 512 lists, the 100 nearest in 24,
+the 1,000 nearest to 98 % in 64."""
+
+
+def lists(count: int) -> int:
+    """Lists of an inverted file of so many vectors: the power of two next to 1.5 times the root.
+
+    Fewer have longer lists to be searched, more take longer to train and to choose from.
+    """
+    return 1 << round(math.log2(1.5 * math.sqrt(max(count, LEAST))))
+
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of approximate index."""
+    """A kind of index."""
 
-    factory: Callable[[int], str]
-    """faiss' factory string for so many vectors."""
-    parameters: Callable[[int, int], dict[str, Any]]
-    """Search parameters for so many hits and so many vectors."""
-    search_parameters: Any
-    """faiss' class of them."""
+    factory: str
+    """faiss' factory string; {lists} stands for the number of lists."""
+    on_gpu: bool = False
+    exact: bool = False
+    """Whether it finds everything."""
+    most_hits: int = 8_192
+    """Hits that one search may ask for."""
+    selects: bool = True
+    """Whether it heeds id selectors."""
 
 
-KINDS: dict[str, Kind] = {
-    "hnsw": Kind(
-        factory=lambda count: "HNSW32",
-        parameters=lambda hits, count: {"efSearch": max(64, hits)},
-        search_parameters=faiss.SearchParametersHNSW,  # type: ignore[attr-defined]
-    ),
+KINDS = {
+    # A vector's residual to the centre of its list as one bit a dimension, compared in registers
+    # (RaBitQ, Gao and Long 2024, and the fast scan of faiss).
+    "ivf_rabitq": Kind("IVF{lists},RaBitQfs"),
+    "gpu_flat": Kind("Flat", on_gpu=True, exact=True, most_hits=2_048, selects=False),
+    "gpu_ivf": Kind("IVF{lists},Flat", on_gpu=True, most_hits=2_048, selects=False),
 }
-"""By name."""
+"""By the name that Collection.index shows."""
+
+
+def has_gpu() -> bool:
+    """Whether this faiss has a GPU."""
+    count: Callable[[], int] = getattr(faiss, "get_num_gpus", lambda: 0)
+    return count() > 0
+
+
+def factory(kind: str, count: int) -> str:
+    """faiss' factory string for so many vectors."""
+    return KINDS[kind].factory.format(lists=lists(count))
+
+
+def probes(hits: int, effort: float) -> int:
+    """Lists that are searched for so many hits."""
+    return max(1, round(PROBES * effort * math.sqrt(hits / PROBES_HITS)))
 
 
 class Accelerator:
-    """An approximate index of the first slots. It is only appended to.
+    """An index of the first slots. It is only appended to.
 
-    Searches may run side by side, but not beside `add`.
+    On a CPU, searches may run side by side, but not beside `add`; on a GPU one call follows another
+    by itself.
+
+    Attributes:
+        kind: its name in KINDS.
+        effort: factor of the hits and lists that a search looks at; see building.tune.
+        recall: share of the 10 best that it finds, once measured.
     """
-
-    most_hits = 2_048
-    """Hits that one search may ask for."""
-    selects = True
-    """Whether it searches among some slots only."""
 
     def __init__(self, kind: str, index: Any) -> None:
         self.kind = kind
-        self.recall: float | None = None
-        """Share of the 10 best that it finds, measured after it was built."""
+        self.effort = 1
+        self.recall: float | None = 1.0 if KINDS[kind].exact else None
         self._index = index
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        if KINDS[kind].on_gpu:
+            self._resources = faiss.StandardGpuResources()
+            self._index = faiss.index_cpu_to_gpu(self._resources, 0, index)
 
     @classmethod
-    def trained(cls, kind: str, rows: Vectors) -> Accelerator:
-        """An empty one, for about these vectors."""
-        factory = KINDS[kind].factory(len(rows))
-        index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    def trained(cls, kind: str, rows: Vectors, alive: Slots) -> Accelerator:
+        """An empty one, for vectors like these; `alive`: slots of `rows` that count."""
+        index = faiss.index_factory(
+            rows.shape[1], factory(kind, len(alive)), faiss.METRIC_INNER_PRODUCT
+        )
+        made = cls(kind, index)
         if not index.is_trained:
-            index.train(rows)
-        return cls(kind, index)
+            wanted = min(len(alive), TRAINED_ON * lists(len(alive)))
+            sample = np.random.default_rng(0).choice(alive, wanted, replace=False)
+            made._index.train(rows[np.sort(sample)])
+        return made
 
     @classmethod
     def read(cls, path: Path, kind: str) -> Accelerator:
-        """From a file of what `write` gave, whose content must be trusted (faiss checks little).
+        """From a file of `write`, whose content must be trusted: faiss checks little.
 
         Raises:
             RuntimeError: it cannot be read.
@@ -79,22 +132,42 @@ class Accelerator:
 
         Not to a path: faiss would say nothing of a disk that is full.
         """
+        index = self._index
+        if KINDS[self.kind].on_gpu:
+            with self._turn:
+                index = faiss.index_gpu_to_cpu(index)
         writer = faiss.PyCallbackIOWriter(write, 1024 * 1024)  # type: ignore[attr-defined]
-        faiss.write_index(self._index, writer)
+        faiss.write_index(index, writer)
 
     @property
     def covered(self) -> int:
         """It knows the slots below this one."""
         return int(self._index.ntotal)
 
+    @property
+    def most_hits(self) -> int:
+        """Hits that one search may ask for."""
+        return KINDS[self.kind].most_hits
+
+    @property
+    def selects(self) -> bool:
+        """Whether it can look among some slots only."""
+        return KINDS[self.kind].selects
+
+    def fits(self, count: int) -> bool:
+        """Whether its number of lists will do for so many vectors."""
+        own = getattr(self._index, "nlist", None)
+        return own is None or own // 4 < lists(count) <= own
+
     def add(self, rows: Vectors) -> None:
         """Appends the next slots' vectors."""
-        self._index.add(rows)
+        with self._turn:
+            self._index.add(np.ascontiguousarray(rows))
 
     def search(
         self, queries: Vectors, hits: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[Vectors, Slots]:
-        """Scores and slots, best first, each (queries, hits); -1 where it finds no more.
+    ) -> Slots:
+        """Slots, about best first, shape (queries, at least `hits`); -1 where there are no more.
 
         Args:
             queries: float32 (queries, cols).
@@ -102,10 +175,25 @@ class Accelerator:
             allowed: which of the covered slots may be found, shape (covered,); None: all.
         """
         kind = KINDS[self.kind]
-        parameters = kind.search_parameters(**kind.parameters(hits, self.covered))
+        effort = float(self.effort)
+        more: dict[str, Any] = {}
         if allowed is not None:
             bits = np.packbits(allowed, bitorder="little")
-            parameters.sel = selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
-            assert selector is not None  # kept alive, as are the bits
-        scores, slots = self._index.search(queries, hits, params=parameters)
-        return scores, slots
+            # The bits must outlive the search.
+            more["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+            # The nearest allowed ones are further apart.
+            effort *= math.sqrt(len(allowed) / max(1, int(np.count_nonzero(allowed))))
+        parameters = None
+        if "{lists}" in kind.factory:
+            search_parameters: Any = faiss.SearchParametersIVF
+            nprobe = min(probes(hits, effort), self._index.nlist, 2_048)
+            parameters = search_parameters(nprobe=nprobe, **more)
+        hits = min(hits * self.effort, kind.most_hits)
+        if not kind.on_gpu:
+            return self._found(queries, hits, parameters)
+        with self._turn:
+            return self._found(queries, hits, parameters)
+
+    def _found(self, queries: Vectors, hits: int, parameters: Any) -> Slots:
+        slots: Slots = self._index.search(queries, hits, params=parameters)[1]
+        return slots

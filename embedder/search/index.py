@@ -12,29 +12,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from embedder.search import exact
-from embedder.search.accelerators import KINDS, Accelerator
-from embedder.search.exact import Hits, Pairs
+from embedder.search.accelerators import LEAST, Accelerator, has_gpu
+from embedder.search.building import Build, tune
+from embedder.search.exact import Hits
 from embedder.search.lock import ReadWriteLock
-from embedder.search.slots import Compaction, Slots, SlotTable
+from embedder.search.searcher import Filter, Searcher
+from embedder.search.slots import Slots, SlotTable
+from embedder.settings import IndexKind
 from foretell.vectors import Vectors
 
 __all__ = ["Filter", "Frozen", "Hits", "IndexOptions", "VectorIndex"]
 
-SPARE_HITS = 16
-"""Hits beyond k in the first attempt: enough for some dead slots and for ties at the end."""
+APPROXIMATE_FROM = 30_000
+"""Where the product for 16 waiting queries of 384 columns begins to take longer than the 16 calls
+around it, about 5 ms."""
 
-MOST_DENIED = 1_000
-"""Denied ids up to which a search asks for so many more hits; beyond, it looks among the others."""
-
-SELECTED_SHARE = 0.1
-"""Share of allowed slots from which the accelerator looks for them; below, they are scored."""
+GPU_APPROXIMATE_FROM = 5_000_000
+"""Not measured: there a GPU's memory is read through in about 3 ms at 384 columns."""
 
 DEAD_SHARE = 0.25
 """Share of dead slots from which they are dropped..."""
@@ -48,43 +49,29 @@ TAIL_LEAST = 1_024
 STEP_S = 0.02
 """Seconds that searches may have to wait for the accelerator's extension, about."""
 
-BUILD_STEP_S = 1.0
-"""Seconds of a step beside searches, about."""
-
-ADDED_TOGETHER = 1_024
-"""Vectors added to a new accelerator at a time."""
-
 
 @dataclass(frozen=True)
 class IndexOptions:
     """How collections are searched."""
 
-    kind: str = "auto"
-    """Of the accelerator: a name in accelerators.KINDS; `exact`: none; `auto`: the best by size."""
-    approximate_from: int = 100_000
-    """Vectors from which there is an accelerator."""
+    kind: IndexKind = IndexKind.AUTO
+    approximate_from: int = APPROXIMATE_FROM
+    """Vectors from which `auto` is approximate; on a GPU GPU_APPROXIMATE_FROM at least."""
+    threads: int = 0
+    """Of faiss in the background; 0: as many as it likes."""
 
     def accelerator(self, count: int) -> str | None:
-        """Kind for so many vectors; None: exact search."""
-        if self.kind == "exact" or count < self.approximate_from:
+        """Kind of the accelerator for so many vectors; None: exact search without one."""
+        if count < LEAST:
             return None
-        return next(iter(KINDS)) if self.kind == "auto" else self.kind
+        gpu = has_gpu()
+        least = max(self.approximate_from, GPU_APPROXIMATE_FROM if gpu else 0)
+        if self.kind is IndexKind.IVF or (self.kind is IndexKind.AUTO and count >= least):
+            return "gpu_ivf" if gpu else "ivf_rabitq"
+        return "gpu_flat" if gpu else None
 
 
 DEFAULT_OPTIONS = IndexOptions()
-
-
-@dataclass(frozen=True)
-class Filter:
-    """What one query may answer. Queries that share one object are searched together."""
-
-    allow: Collection[str] | None = None
-    """Only these ids; None: all."""
-    deny: Collection[str] = frozenset()
-    """None of these ids."""
-
-
-NO_FILTER = Filter()
 
 
 @dataclass(frozen=True)
@@ -101,35 +88,11 @@ class Frozen:
     """Covers the first slots; for the thread that calls `maintain` only."""
 
 
-class _Build:
-    """An accelerator in the making, of a table that goes on changing or of its compacted copy."""
-
-    def __init__(self, source: SlotTable, kind: str | None, *, compact: bool) -> None:
-        self.compaction = Compaction(source) if compact else None
-        self.table = source if self.compaction is None else self.compaction.table
-        self.accelerator: Accelerator | None = None
-        if kind is not None:
-            self.accelerator = Accelerator.trained(kind, self.table.rows[: len(self.table)])
-
-    def step(self) -> bool:
-        """Adds some vectors; whether all are in."""
-        if self.accelerator is None:
-            return True
-        until = time.monotonic() + BUILD_STEP_S
-        while time.monotonic() < until:
-            first = self.accelerator.covered
-            end = min(len(self.table), first + ADDED_TOGETHER)
-            if first == end:
-                return True
-            self.accelerator.add(self.table.rows[first:end])
-        return False
-
-
 class VectorIndex:
     """Ids and vectors with the seq of each one's last change.
 
-    All methods may be called from any thread. Searches run side by side; a change excludes them
-    for a moment.
+    All methods may be called from any thread. Searches may run side by side; a change excludes
+    them for a moment.
     """
 
     def __init__(self, cols: int, options: IndexOptions = DEFAULT_OPTIONS) -> None:
@@ -141,7 +104,7 @@ class VectorIndex:
         self._changing = threading.Lock()
         """Held by whoever changes the table, also while searches go on."""
         self._maintaining = threading.Lock()
-        self._build: _Build | None = None
+        self._build: Build | None = None
         self._step_rows = 16
         """Vectors that the accelerator takes in about STEP_S."""
 
@@ -158,9 +121,21 @@ class VectorIndex:
 
     @property
     def name(self) -> str:
-        """How it is searched: the accelerator's kind, or `exact`."""
+        """How it is searched now: the accelerator's kind, or `exact`."""
         accelerator = self._accelerator
         return "exact" if accelerator is None else accelerator.kind
+
+    @property
+    def covered(self) -> int:
+        """Slots that the accelerator covers, dead ones included."""
+        accelerator = self._accelerator
+        return 0 if accelerator is None else accelerator.covered
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the 10 best that is found; None: not measured yet."""
+        accelerator = self._accelerator
+        return 1.0 if accelerator is None else accelerator.recall
 
     # --- changes and reads -----------------------------------------------------------------------
 
@@ -221,7 +196,7 @@ class VectorIndex:
     def search(
         self,
         queries: Vectors,
-        k: int | Sequence[int],
+        k: int | Slots,
         filters: Sequence[Filter] | None = None,
         *,
         include_vectors: bool = False,
@@ -234,131 +209,37 @@ class VectorIndex:
             filters: none, or one per query.
             include_vectors: whether the hits have their vectors.
         """
-        wanted = np.broadcast_to(np.asarray(k, np.int64), len(queries))
         with self._lock.read():
-            parts = [
-                Pairs(group[found.query], found.slot)
-                for group, found in self._candidates(queries, wanted, filters)
-            ]
-            return exact.best(queries, Pairs.joined(parts), self._table, wanted, include_vectors)
-
-    def _candidates(
-        self, queries: Vectors, k: Slots, filters: Sequence[Filter] | None
-    ) -> Iterator[tuple[Slots, Pairs]]:
-        """Groups of queries, and slots among which their best are."""
-        table = self._table
-        filters = filters or [NO_FILTER] * len(queries)
-        by_filter: dict[int, list[int]] = {}
-        for query, one in enumerate(filters):
-            by_filter.setdefault(id(one), []).append(query)
-        open_queries: dict[int, list[int]] = {}
-        denied: dict[int, Slots] = {}
-        for members in by_filter.values():
-            one = filters[members[0]]
-            without = table.find(one.deny)
-            if one.allow is not None or len(without) > MOST_DENIED:
-                slots = table.live() if one.allow is None else table.find(one.allow)
-                group = np.array(members)
-                slots = np.setdiff1d(slots, without)
-                yield group, self._among(queries[group], k[group], slots)
-                continue
-            for query in members:
-                hits = _rounded(int(k[query]) + SPARE_HITS + len(without))
-                open_queries.setdefault(hits, []).append(query)
-                if len(without):
-                    denied[query] = without
-        for hits, members in open_queries.items():
-            group = np.array(members)
-            own = {row: denied[query] for row, query in enumerate(members) if query in denied}
-            yield group, self._everywhere(queries[group], k[group], hits, own)
-
-    def _everywhere(self, queries: Vectors, k: Slots, hits: int, denied: dict[int, Slots]) -> Pairs:
-        """Slots among which the best of each query are, but those denied to it."""
-        table, accelerator = self._table, self._accelerator
-        covered = 0 if accelerator is None else accelerator.covered
-        alive = table.seqs[: len(table)] >= 0
-        behind = {row: slots - covered for row, slots in denied.items()}
-        rows = table.rows[covered : len(table)]
-        tail = exact.nearest(queries, rows, k, hits, alive[covered:], behind)
-        tail = Pairs(tail.query, tail.slot + covered)
-        if accelerator is None:
-            return tail
-        first = self._accelerated(accelerator, queries, k, hits, alive[:covered], denied)
-        return Pairs.joined([first, tail])
-
-    def _accelerated(
-        self,
-        accelerator: Accelerator,
-        queries: Vectors,
-        k: Slots,
-        hits: int,
-        alive: NDArray[np.bool_],
-        denied: dict[int, Slots],
-        allowed: NDArray[np.bool_] | None = None,
-    ) -> Pairs:
-        """What the accelerator finds; exact search where it finds fewer than there are."""
-        waiting = np.arange(len(queries))
-        parts: list[Pairs] = []
-        count = int(np.count_nonzero(alive if allowed is None else allowed))
-        least = np.minimum(k, [count - len(denied.get(row, ())) for row in range(len(queries))])
-        while len(waiting) and hits <= accelerator.most_hits:
-            _, found = accelerator.search(queries[waiting], hits, allowed)
-            passing = exact.passes(found, waiting, alive, denied)
-            done = np.count_nonzero(passing, axis=1) >= least[waiting]
-            row, place = np.nonzero(passing & done[:, None])
-            parts.append(Pairs(waiting[row], found[row, place]))
-            waiting = waiting[~done]
-            hits *= 4
-        if len(waiting):
-            rows = self._table.rows[: len(alive)]
-            own = {
-                row: denied[query] for row, query in enumerate(waiting.tolist()) if query in denied
-            }
-            left = alive if allowed is None else allowed
-            rest = exact.nearest(queries[waiting], rows, k[waiting], hits, left, own)
-            parts.append(Pairs(waiting[rest.query], rest.slot))
-        return Pairs.joined(parts)
-
-    def _among(self, queries: Vectors, k: Slots, slots: Slots) -> Pairs:
-        """Those of some slots, ascending and alive, among which the best of each query are."""
-        hits = _rounded(int(k.max()) + SPARE_HITS)
-        accelerator, rows = self._accelerator, self._table.rows
-        parts = []
-        if accelerator is not None and accelerator.selects:
-            covered = accelerator.covered
-            first, rest = np.split(slots, [np.searchsorted(slots, covered)])
-            if len(first) >= SELECTED_SHARE * covered:
-                slots = rest
-                allowed = np.zeros(covered, np.bool_)
-                allowed[first] = True
-                parts.append(self._accelerated(accelerator, queries, k, hits, allowed, {}, allowed))
-        parts.append(exact.nearest_of(queries, rows, slots, k, hits))
-        return Pairs.joined(parts)
+            return Searcher(self._table, self._accelerator).search(
+                queries, k, filters, include_vectors=include_vectors
+            )
 
     # --- upkeep ----------------------------------------------------------------------------------
 
     def maintain(self) -> bool:
         """A step of upkeep beside searches and changes; whether there was anything to do."""
         with self._maintaining:
+            if self._options.threads:
+                faiss.omp_set_num_threads(self._options.threads)
             if self._build is None:
                 self._build = self._planned()
             if self._build is None:
-                return self._extend()
+                return self._extend() or self._tune()
             if self._build.step():
                 self._install(self._build)
                 self._build = None
             return True
 
-    def _planned(self) -> _Build | None:
+    def _planned(self) -> Build | None:
         """What has to be built anew."""
         table, accelerator = self._table, self._accelerator
         compact = table.dead >= max(DEAD_LEAST, DEAD_SHARE * len(table))
         kind = self._options.accelerator(len(self))
         other = kind != (None if accelerator is None else accelerator.kind)
-        grown = accelerator is not None and len(table) > 2 * accelerator.covered
-        return _Build(table, kind, compact=compact) if compact or other or grown else None
+        unfit = accelerator is not None and not accelerator.fits(len(self))
+        return Build(table, kind, compact=compact) if compact or other or unfit else None
 
-    def _install(self, build: _Build) -> None:
+    def _install(self, build: Build) -> None:
         """Puts it in the place of the present table and accelerator."""
         with self._changing:
             if build.compaction is not None:
@@ -381,7 +262,10 @@ class VectorIndex:
         self._step_rows = max(1, min(2 * self._step_rows, int(len(rows) * STEP_S / taken)))
         return True
 
-
-def _rounded(hits: int) -> int:
-    """The next power of two, so that queries with about the same number are searched together."""
-    return 1 << (hits - 1).bit_length()
+    def _tune(self) -> bool:
+        """Tunes an accelerator that was restored."""
+        accelerator = self._accelerator
+        if accelerator is None or accelerator.recall is not None:
+            return False
+        tune(self._table, accelerator)
+        return True

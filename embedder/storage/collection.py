@@ -86,6 +86,8 @@ class Collection:
             items=len(self.index) if items is None else items,
             seq=self.seq,
             index=self.index.name,
+            indexed=self.index.covered,
+            recall_at_10=self.index.recall,
         )
 
     def replay(self, connection: sqlite3.Connection, after: int = -1) -> None:
