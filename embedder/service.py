@@ -16,8 +16,9 @@ from google.protobuf.message import Message
 
 from embedder.encoding.batcher import Batcher, Timing
 from embedder.encoding.text_cache import Encoded, TextCache
+from embedder.filters import filters_of
 from embedder.search.batcher import SearchBatcher
-from embedder.search.index import Filter, Hits
+from embedder.search.index import Hits
 from embedder.storage.collection import Collection
 from embedder.storage.collections import ITEMS, Collections
 from embedder.storage.watch import Watches
@@ -164,14 +165,11 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         collection = self._kept.collections.get(request.collection, default=ITEMS)
         count = checks.queries(request)
         k = checks.k(request.k if request.HasField("k") else None)
-        checks.filters(request.filters, count)
         if request.include_vectors:
             _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")
+        filters = await filters_of(request, count, collection, self._kept.collections)
         queries = await self._queries(request, collection)
         searching = time.perf_counter()
-        filters = [_filter(each) for each in request.filters] * (
-            count if len(request.filters) == 1 else 1
-        )
         hits = await self._searches.search(
             collection.index,
             queries.vectors,
@@ -337,10 +335,6 @@ async def _in_space(
     if sum(map(len, texts)) > CHARACTERS_AT_ONCE:
         return await asyncio.to_thread(collection.projection.apply, vectors, texts)
     return collection.projection.apply(vectors, texts)
-
-
-def _filter(message: pb.QueryFilter) -> Filter:
-    return Filter(tuple(message.allow_ids) or None, frozenset(message.deny_ids))
 
 
 def _unknown(collection: Collection, request: pb.SearchRequest) -> list[str]:

@@ -468,6 +468,14 @@ def _range(value: embedder_pb.AttributeRange, field: str) -> None:
         )
 
 
+def no_conditions(
+    values: Sequence[embedder_pb.QueryFilter], collection: str
+) -> InvalidArgumentError:
+    """The error of conditions in a vector collection, whose items have no attributes."""
+    first = next(index for index, value in enumerate(values) if value.HasField("condition"))
+    return wrong_kind(collection, "searched by attributes", f"filters[{first}].condition")
+
+
 def prediction_query(value: prediction_pb.PredictionQuery, field: str = "query") -> None:
     """Whose next behavior, and which items may be answered."""
     optional_identifier(value.user_id, f"{field}.user_id")

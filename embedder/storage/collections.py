@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from embedder.search.index import DEFAULT_OPTIONS, IndexOptions, VectorIndex
 from embedder.storage import records, store
 from embedder.storage.collection import Collection, check_kind, row_of
+from embedder.storage.conditions import Conditions, Ids
 from embedder.storage.snapshot import Snapshots
 from embedder.storage.store import CollectionRow, Store
 from foretell import checks, limits
@@ -49,6 +50,7 @@ class Collections:
         self._store = kept
         self._cols = cols
         self._options = options
+        self._conditions = Conditions()
         self._by_name: dict[str, Collection] = {}
         self._load()
 
@@ -97,6 +99,27 @@ class Collections:
         row = self.source(collection).row
         connection = self._store.database.connection()
         return records.items_after(connection, row.number, row.kind, after)
+
+    def matching(
+        self,
+        collection: Collection,
+        conditions: Sequence[pb.Condition],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[Ids]:
+        """The ids of all items that match each condition, of one moment.
+
+        Args:
+            collection: a text collection, or one derived from it.
+            conditions: valid ones.
+            cancelled: whether nobody waits for the answer any more; ends with an error then.
+        """
+        source = self.source(collection)
+        seq = source.seq  # before the first read: what is read may be newer, never older
+        with self._store.database.snapshot() as connection:
+            return [
+                self._conditions.ids(connection, source.row.number, seq, each, cancelled)
+                for each in conditions
+            ]
 
     # --- writes ----------------------------------------------------------------------------------
 
