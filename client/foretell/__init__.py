@@ -3,6 +3,7 @@
 from foretell._async_client import AsyncClient
 from foretell._channel import ClientSettings
 from foretell._sync_client import Client
+from foretell.conditions import Attribute, Condition, attribute
 from foretell.errors import (
     AlreadyExistsError,
     CancelledError,
@@ -60,12 +61,14 @@ __all__ = [
     "AffineLayer",
     "AlreadyExistsError",
     "AsyncClient",
+    "Attribute",
     "BehaviorTypeProbability",
     "CancelledError",
     "Client",
     "ClientSettings",
     "Collection",
     "CollectionKind",
+    "Condition",
     "DeadlineExceededError",
     "DeleteResult",
     "DeletedUser",
@@ -106,4 +109,5 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UpsertResult",
+    "attribute",
 ]

@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from foretell import errors, types
+from foretell import checks, errors, limits, types
 from foretell.common.v1 import common_pb2
+from foretell.conditions import AllOf, AnyOf, Condition, Exists, NoneOf, OneOf, Range
 from foretell.embedder.v1 import embedder_service_pb2 as epb
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
 from foretell.vectors import Vectors, from_block
@@ -179,12 +180,58 @@ def items_from_proto(message: epb.GetItemsResponse, include_vectors: bool) -> ty
     )
 
 
-def filter_to_proto(query_filter: types.Filter) -> epb.QueryFilter:
-    """What a query may answer."""
+def filters_to_proto(
+    filters: types.Filter | Sequence[types.Filter], where: Condition | None
+) -> list[epb.QueryFilter]:
+    """What the queries may answer; `where` holds for all of them.
+
+    Raises:
+        InvalidArgumentError: a condition is nested too deep to be sent.
+    """
+    if isinstance(filters, types.Filter):
+        filters = [filters]
+    if where is not None:
+        filters = filters or [types.Filter()]
+    return [_filter_to_proto(one, where) for one in filters]
+
+
+def _filter_to_proto(query_filter: types.Filter, where: Condition | None) -> epb.QueryFilter:
+    condition = query_filter.where
+    if condition is None:
+        condition = where
+    elif where is not None:
+        condition = where & condition
     return epb.QueryFilter(
         allow_ids=strings(query_filter.allow_ids, "allow_ids"),
         deny_ids=strings(query_filter.deny_ids, "deny_ids"),
+        condition=None if condition is None else _condition_to_proto(condition),
     )
+
+
+def _condition_to_proto(condition: Condition, depth: int = 1) -> epb.Condition:
+    if depth > limits.CONDITION_DEPTH:
+        raise checks.condition_too_deep("where")
+
+    def parts(conditions: Iterable[Condition]) -> epb.Conditions:
+        return epb.Conditions(
+            conditions=[_condition_to_proto(each, depth + 1) for each in conditions]
+        )
+
+    match condition:
+        case OneOf(key, values):
+            return epb.Condition(one_of=epb.AttributeValues(key=key, values=values))
+        case Range(key, gte, gt, lte, lt):
+            bounds = epb.AttributeRange(key=key, gte=gte, gt=gt, lte=lte, lt=lt)
+            return epb.Condition(range=bounds)
+        case Exists(key):
+            return epb.Condition(exists=key)
+        case AllOf(conditions):
+            return epb.Condition(all_of=parts(conditions))
+        case AnyOf(conditions):
+            return epb.Condition(any_of=parts(conditions))
+        case NoneOf(conditions):
+            return epb.Condition(none_of=parts(conditions))
+    raise TypeError(f"where is a {type(condition).__name__}; attribute() makes conditions")
 
 
 def search_from_proto(message: epb.SearchResponse, include_vectors: bool) -> types.SearchResult:

@@ -24,6 +24,7 @@ from foretell._channel import (
     sync_channel,
 )
 from foretell.common.v1 import common_pb2
+from foretell.conditions import Condition
 from foretell.embedder.v1 import embedder_service_pb2 as epb
 from foretell.embedder.v1.embedder_service_pb2_grpc import EmbedderServiceStub
 from foretell.errors import FailedPreconditionError, InvalidArgumentError, from_rpc_error
@@ -273,6 +274,7 @@ class Client:
         ids: Sequence[str] | None = None,
         collection: str = "items",
         k: int | None = None,
+        where: Condition | None = None,
         filters: types.Filter | Sequence[types.Filter] = (),
         include_vectors: bool = False,
         timeout_s: float | None = None,
@@ -285,6 +287,8 @@ class Client:
             ids: items of the collection, which may be among their own hits.
             collection: what is searched.
             k: hits per query; None: 10.
+            where: only items with such attributes, such as `attribute("price") < 5`; not in
+                vector collections.
             filters: none, one for all queries, or one per query.
             include_vectors: whether to return the hits' vectors.
             timeout_s: see the class.
@@ -300,10 +304,7 @@ class Client:
             request = epb.SearchRequest(
                 collection=collection,
                 k=k,
-                filters=[
-                    _convert.filter_to_proto(one)
-                    for one in ([filters] if isinstance(filters, types.Filter) else filters)
-                ],
+                filters=_convert.filters_to_proto(filters, where),
                 include_vectors=include_vectors,
                 vectors=None if vectors is None else to_block(vectors),
                 texts=None

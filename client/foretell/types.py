@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from foretell.conditions import Condition
 from foretell.errors import ForetellError
 from foretell.vectors import Vectors
 
@@ -145,12 +146,14 @@ class ItemsResult:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a query may answer."""
+    """What a query may answer: what passes all three."""
 
     allow_ids: Sequence[str] = ()
     """Only these, if not empty."""
     deny_ids: Sequence[str] = ()
     """None of these."""
+    where: Condition | None = None
+    """Only items with such attributes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.projection import Projection
+from foretell.testing.conditions import matches
 from foretell.vectors import Vectors, to_block
 
 Row = NDArray[np.float32]
@@ -123,6 +124,9 @@ def nearest(
     """The k ids with the largest inner products, and these; of equal ones the smaller id first."""
     allowed = set(query_filter.allow_ids) or collection.vectors.keys()
     ids = sorted((allowed & collection.vectors.keys()) - set(query_filter.deny_ids))
+    if query_filter.HasField("condition"):
+        items, condition = collection.items, query_filter.condition
+        ids = [item_id for item_id in ids if matches(condition, items[item_id].attributes)]
     scores = collection.matrix(ids) @ query
     best = np.argsort(-scores, kind="stable")[:k]
     return [ids[at] for at in best], scores[best]

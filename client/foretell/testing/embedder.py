@@ -176,6 +176,9 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
         number = checks.queries(request)
         k = checks.k(request.k if request.HasField("k") else None)
         checks.filters(request.filters, number)
+        conditions = any(each.HasField("condition") for each in request.filters)
+        if conditions and collection.kind == pb.COLLECTION_KIND_VECTOR:
+            raise checks.no_conditions(request.filters, collection.name)
         queries, failures = self._queries(request, collection)
         named = [i for each in request.filters for i in each.allow_ids] + list(request.ids.ids)
         response = pb.SearchResponse(
