@@ -221,8 +221,9 @@ def _condition_to_proto(condition: Condition, depth: int = 1) -> epb.Condition:
         case OneOf(key, values):
             return epb.Condition(one_of=epb.AttributeValues(key=key, values=values))
         case Range(key, gte, gt, lte, lt):
-            bounds = epb.AttributeRange(key=key, gte=gte, gt=gt, lte=lte, lt=lt)
-            return epb.Condition(range=bounds)
+            named = {"gte": gte, "gt": gt, "lte": lte, "lt": lt}
+            bounds = {name: bound for name, bound in named.items() if bound is not None}
+            return epb.Condition(range=epb.AttributeRange(key=key, **bounds))
         case Exists(key):
             return epb.Condition(exists=key)
         case AllOf(conditions):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
+import operator
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,14 +17,27 @@ from typing import Any
 from foretell import limits, types
 from foretell._output import Progress, pairs, table, to_json
 from foretell._sync_client import Client
+from foretell.conditions import Condition, attribute
 from foretell.errors import ForetellError, UnavailableError
 from foretell.importing import EventReader, ItemReader, Reader
+from foretell.texts import number_of
 
 EMBEDDER = "127.0.0.1:50051"
 PREDICTOR = "127.0.0.1:50052"
 
 SHOWN_FAILURES = 10
 """Refused items or events that an import prints."""
+
+_COMPARISON = re.compile(r"([^=!<>]+)(=|!=|<=|>=|<|>)(.*)", re.DOTALL)
+
+_SIGNS: dict[str, Callable[..., Condition]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("text", metavar="TEXT")
     _add_k(sub)
     sub.add_argument("--collection", default="items", help="what is searched (default: items)")
+    sub.add_argument(
+        "--where",
+        metavar="CONDITION",
+        type=_comparison,
+        action="append",
+        default=[],
+        help="only items with such an attribute: KEY=TEXT, KEY!=TEXT, or KEY<NUMBER and likewise "
+        "<=, >, >=; of several all must hold",
+    )
     command("models", "list the registered models", _models, "predictor")
     sub = command("activate", "make a model the one that answers", _activate, "predictor")
     sub.add_argument("version", metavar="VERSION")
@@ -117,6 +142,20 @@ def _seconds(text: str) -> float:
         if 0 < seconds < float("inf"):
             return seconds
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds greater than 0")
+
+
+def _comparison(text: str) -> Condition:
+    """A condition as it is written on the command line."""
+    found = _COMPARISON.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no comparison such as KEY=TEXT")
+    key, sign, value = found.groups()
+    if sign in ("=", "!="):
+        return _SIGNS[sign](attribute(key), value)
+    number = number_of(value)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number")
+    return _SIGNS[sign](attribute(key), number)
 
 
 def _complain(error: ForetellError, options: argparse.Namespace) -> None:
@@ -224,7 +263,12 @@ def _predict(client: Client, options: argparse.Namespace) -> int:
 
 
 def _search(client: Client, options: argparse.Namespace) -> int:
-    result = client.search(texts=[options.text], k=options.k, collection=options.collection)
+    result = client.search(
+        texts=[options.text],
+        k=options.k,
+        collection=options.collection,
+        where=functools.reduce(operator.and_, options.where) if options.where else None,
+    )
     for failure in result.failures:
         raise failure.error
     (hits,) = result.hits

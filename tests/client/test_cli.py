@@ -185,6 +185,44 @@ def test_search(filled: Run) -> None:
     assert [(hit["id"], hit["text"]) for hit in hits] == [("cup", "tea cup"), ("tea", "black tea")]
 
 
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        (["brand=a=c<me"], ["2"]),
+        (["brand!=acme"], ["2", "3"]),
+        (["size<=10", "size>-1"], ["1", "2"]),
+        (["size>=10"], ["2"]),
+        (["size<10", "brand=acme"], ["1"]),
+        (["brand="], ["3"]),
+        (["brand=nobody"], []),
+    ],
+)
+def test_search_with_conditions(
+    run: Run, fakes: FakeServices, where: list[str], found: list[str]
+) -> None:
+    items = [
+        foretell.Item("1", "tea", {"brand": "acme", "size": "9.5"}),
+        foretell.Item("2", "tea", {"brand": "a=c<me", "size": "1e1"}),
+        foretell.Item("3", "tea", {"brand": "", "size": "10 OZ"}),
+    ]
+    with foretell.Client(fakes.embedder_address) as client:
+        client.upsert_items(items)
+    flags = [part for one in where for part in ("--where", one)]
+    assert [hit["id"] for hit in answer(run, "search", "tea", *flags)["hits"]] == found
+
+
+@pytest.mark.parametrize(
+    ("where", "message"), [("brand", "no comparison"), ("size<ten", "'ten' is no number")]
+)
+def test_bad_conditions_are_wrong_usage(
+    run: Run, capsys: pytest.CaptureFixture[str], where: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        run("search", "tea", "--where", where)
+    assert exit_status.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_models_and_activate(run: Run, filled: Run, fakes: FakeServices) -> None:
     assert filled("activate", "first")[1] == "first answers now\n"
     fakes.register_model("second", behavior_types=["buy"])
