@@ -44,6 +44,10 @@ def test_items_and_searches(client: foretell.Client, unique: str) -> None:
         texts=["mint tea"], collection=unique, k=1, filters=foretell.Filter(deny_ids=["c"])
     )
     assert result.hits[0].ids == ("t",)
+    brand = foretell.attribute("brand")
+    for where, ids in ((brand == "x", ("t",)), (brand != "x", ("c",))):
+        found_ids = client.search(texts=["mint tea"], collection=unique, where=where).hits[0].ids
+        assert found_ids == ids
     query = client.embed(["mint tea"]).vectors
     np.testing.assert_allclose(result.hits[0].scores, found.vectors[1] @ query[0], atol=2e-3)
     assert client.delete_items(["t"], collection=unique).deleted == 1
