@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import transformers
 
 from embedder.encoding import encoder
 from embedder.encoding.batcher import Batcher
-from embedder.encoding.encoder import TokenBatch, Tokenizer
+from embedder.encoding.encoder import Tokenizer
 from embedder.encoding.text_cache import CacheFile, KnownTexts, TextCache
 from embedder.encoding.torch_backend import TorchBackend
 from embedder.search.index import IndexOptions
@@ -45,7 +46,7 @@ async def run(settings: EmbedderSettings) -> None:
     files = encoder.locate(settings.encoder, settings.pooling)
     tokenizer = Tokenizer(files, settings.max_tokens)
     backend = TorchBackend(files, settings.device, settings.precision, threads)
-    backend.encode(TokenBatch.of(tokenizer(["warm up"])))
+    backend.encode(tokenizer(["warm up"]))
     log.info("encoder %s on %s, %s", files.name, backend.device, backend.precision)
     identity = encoder.identity(backend, tokenizer, files.pooling)
     about = About(
@@ -118,6 +119,9 @@ def main(arguments: Sequence[str]) -> int:
         server.run_to_end(run(settings))
     except FailedPreconditionError as error:
         sys.stderr.write(f"{PROGRAM}: {error.message}\n")
+        return 2
+    except sqlite3.DatabaseError as error:
+        sys.stderr.write(f"{PROGRAM}: the data directory is damaged ({error}): restore a backup\n")
         return 2
     except OSError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")

@@ -332,6 +332,15 @@ def _typed(error: Exception) -> Exception:
         return UnavailableError(
             "another process holds the database", reason="DATABASE_LOCKED", retry_after_s=1.0
         )
+    if name == "SQLITE_IOERR_FSYNC":
+        # Its pages may be whole in the log all the same: then a crash before the next commit, which
+        # would replace them, brings the write back.
+        return UnavailableError(
+            "the disk did not confirm the write, which may or may not be there after a restart: "
+            "repeat it with its request_id",
+            reason="DISK_FAILED",
+            retry_after_s=60.0,
+        )
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return ResourceExhaustedError(
             f"the database cannot be written: {error}", reason="DISK_FULL", retry_after_s=60.0
