@@ -1,4 +1,4 @@
-"""Forms batches of the texts of concurrent calls, and encodes them on one thread."""
+"""Forms batches of the texts of concurrent calls, and encodes them on threads of its own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from embedder.encoding.encoder import Backend, TokenBatch
-from foretell.errors import ResourceExhaustedError, UnavailableError
+from foretell.errors import ForetellError, ResourceExhaustedError, UnavailableError
 from foretell.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -26,107 +26,189 @@ TOKENIZED_TOGETHER = 512
 SMOOTHING = 0.2
 """Weight of the latest batch in the mean of texts per second."""
 
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of an `encode` went, in microseconds."""
+    """Where the time of an `encode` went, in microseconds; in part shared with other calls."""
 
     queue_us: int = 0
+    """Tokenized, until the first of its texts came into a batch."""
     tokenize_us: int = 0
     forward_us: int = 0
+    """While the network worked on some of its texts."""
 
 
 @dataclass(eq=False)
 class _Job:
     """The texts of one call."""
 
-    sequences: list[list[int]]
+    texts: Sequence[str]
     future: asyncio.Future[tuple[Vectors, Timing]]
-    out: Vectors
-    order: NDArray[np.int64]
+    parts: list[TokenBatch] = field(default_factory=list)
+    """Of the first `tokenized` texts."""
+    tokenized: int = 0
+    tokenize_s: float = 0.0
+    # From here on when all are.
+    tokens: TokenBatch = field(init=False)
+    order: NDArray[np.int64] = field(init=False)
     """Rows by length: neighbours in a batch then need little padding."""
-    tokenize_us: int
-    submitted: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    forward_s: float = 0.0
+    ends: NDArray[np.int64] = field(init=False)
+    """Tokens of the rows in that order, summed up."""
+    out: Vectors = field(init=False)
     taken: int = 0
+    """Rows that a batch took."""
+    encoded: int = 0
+    submitted: float = 0.0
+    started: float = 0.0
+    passes: int = 0
+    """Forward passes that work on it now, since `forward_began`."""
+    forward_began: float = 0.0
+    forward_s: float = 0.0
 
     @property
     def left(self) -> int:
-        return len(self.sequences) - self.taken
+        """Rows that no batch took."""
+        return len(self.texts) - self.taken
+
+    def add(self, tokens: TokenBatch, seconds: float, cols: int) -> bool:
+        """The next texts are tokenized; whether all are."""
+        self.parts.append(tokens)
+        self.tokenized += len(tokens)
+        self.tokenize_s += seconds
+        if self.tokenized < len(self.texts):
+            return False
+        self.tokens = TokenBatch.joined(self.parts)
+        lengths = self.tokens.lengths
+        self.order = np.argsort(lengths, kind="stable")
+        self.ends = np.cumsum(lengths[self.order])
+        self.out = np.empty((len(lengths), cols), np.float32)
+        self.submitted = time.perf_counter()
+        return True
 
     def take(self, budget: int, *, at_least_one: bool) -> int:
         """Takes the next rows for up to `budget` tokens, or one longer row; tokens taken."""
-        used = 0
-        while self.left:
-            tokens = len(self.sequences[self.order[self.taken]])
-            if used + tokens > budget and (used or not at_least_one):
-                break
-            used += tokens
-            self.taken += 1
-        return used
+        if not self.left or not (budget > 0 or at_least_one):
+            return 0
+        before = int(self.ends[self.taken - 1]) if self.taken else 0
+        end = int(np.searchsorted(self.ends, before + budget, side="right"))
+        end = max(end, self.taken + at_least_one)
+        self.taken = end
+        return int(self.ends[end - 1]) - before if end else 0
+
+    def begin(self, now: float) -> None:
+        """A forward pass with some of its rows begins."""
+        self.started = self.started or now
+        if not self.passes:
+            self.forward_began = now
+        self.passes += 1
+
+    def end(self, rows: NDArray[np.int64], vectors: Vectors, now: float) -> bool:
+        """A forward pass ends; whether all rows are encoded."""
+        self.out[rows] = vectors
+        self.encoded += len(rows)
+        self.passes -= 1
+        if not self.passes:
+            self.forward_s += now - self.forward_began
+        return self.encoded == len(self.texts)
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(
+            queue_us=int((self.started - self.submitted) * 1e6),
+            tokenize_us=int(self.tokenize_s * 1e6),
+            forward_us=int(self.forward_s * 1e6),
+        )
+
+
+_Share = tuple[_Job, NDArray[np.int64]]
+"""Rows of a job in a batch."""
+
+_Outcome = tuple[_Job, Exception | None]
+"""A job that has ended: with all its vectors, or with an error."""
 
 
 class Batcher:
-    """Encodes texts for coroutines. `tokenize` gives token ids; it is called from one thread.
+    """Encodes texts for coroutines.
 
-    Texts of all waiting calls share a batch, each call with an equal share of its tokens, so that
-    a call of one text does not wait for one of 10,000. There is no added delay: the next batch
-    forms while one runs. Calls that were cancelled are dropped before the forward pass. An
-    exception of the network goes to the calls in that batch and to no others.
+    One thread tokenizes the texts of all calls that arrived meanwhile, others form batches and run
+    the network. Texts of all waiting calls share a batch, each call with an equal share of its
+    tokens, so that a call of one text does not wait for one of 10,000. There is no added delay: the
+    next batch forms when the network is free for it. Calls that were cancelled are dropped before
+    the forward pass. An exception of the tokenizer or the network goes to the calls in that batch
+    and to no others; a batch that is too large for the memory is tried once more in two halves.
+
+    Args:
+        backend: the network, called from `workers` threads.
+        tokenize: gives the token ids of some texts, called from one thread.
+        batch_tokens: tokens in a batch; None: the backend's own number.
+        max_queue_texts: texts of all calls that may wait.
+        workers: batches at a time. With two, a GPU has the next one when it has done the last.
     """
 
     def __init__(
         self,
         backend: Backend,
-        tokenize: Callable[[Sequence[str]], list[list[int]]],
+        tokenize: Callable[[Sequence[str]], TokenBatch],
         *,
         batch_tokens: int | None = None,
         max_queue_texts: int = 20_000,
+        workers: int = 1,
     ) -> None:
         self.texts_encoded = 0
         self._backend = backend
-        self._tokenize_some = tokenize
+        self._tokenize = tokenize
         self._batch_tokens = batch_tokens or backend.batch_tokens
         self._max_queue_texts = max_queue_texts
         self._waiting_texts = 0
         self._texts_per_s = 0.0
+        self._lock = threading.Lock()  # of all that follows
+        self._arrived = threading.Condition(self._lock)
+        self._new: deque[_Job] = deque()
+        """Not all of their texts are tokenized."""
+        self._ready = threading.Condition(self._lock)
         self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
+        """All are, and some are in no batch."""
         self._closed = False
-        # A tokenizer object is not thread-safe, so it has one thread of its own.
-        self._tokenizing = ThreadPoolExecutor(1, "tokenize")
-        self._worker = threading.Thread(target=self._run, name="encode", daemon=True)
-        self._worker.start()
+        loops = [self._tokenize_all, *[self._encode_all] * workers]
+        self._threads = [
+            threading.Thread(target=self._keep_up, args=(each,), name=each.__name__, daemon=True)
+            for each in loops
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def encode(self, texts: Sequence[str]) -> tuple[Vectors, Timing]:
         """Vectors of length 1, shape (texts, cols).
 
         Raises:
             ResourceExhaustedError: too many texts wait already.
-            UnavailableError: the service is shutting down.
+            UnavailableError: the service is shutting down, or a thread of the encoder failed.
         """
         if not texts:
             return np.empty((0, self._backend.cols), np.float32), Timing()
         self._admit(len(texts))
         try:
-            job = await self._tokenize(texts)
-            with self._changed:
+            job = _Job(texts, asyncio.get_running_loop().create_future())
+            with self._lock:
                 if self._closed:
-                    raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
-                self._jobs.append(job)
-                self._changed.notify()
+                    raise _shutting_down()
+                self._new.append(job)
+                self._arrived.notify()
             return await job.future
         finally:
             self._waiting_texts -= len(texts)
 
     def close(self) -> None:
         """Ends the threads; calls that still wait get UNAVAILABLE."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify()
-        self._worker.join()
-        self._tokenizing.shutdown()
+            self._arrived.notify_all()
+            self._ready.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._fail_waiting(_shutting_down())
 
     def _admit(self, texts: int) -> None:
         """Counts a call's texts in, unless too many wait. A call alone is always let in."""
@@ -140,48 +222,107 @@ class Batcher:
             )
         self._waiting_texts += texts
 
-    async def _tokenize(self, texts: Sequence[str]) -> _Job:
-        loop = asyncio.get_running_loop()
-        sequences: list[list[int]] = []
-        spent = 0.0
-        for start in range(0, len(texts), TOKENIZED_TOGETHER):
-            if self._closed:
-                raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
-            ids, seconds = await loop.run_in_executor(
-                self._tokenizing, self._timed_tokens, texts[start : start + TOKENIZED_TOGETHER]
-            )
-            sequences += ids
-            spent += seconds
-        return _Job(
-            sequences=sequences,
-            future=loop.create_future(),
-            out=np.empty((len(texts), self._backend.cols), np.float32),
-            order=np.argsort([len(sequence) for sequence in sequences], kind="stable"),
-            tokenize_us=int(spent * 1e6),
-        )
+    def _keep_up(self, loop: Callable[[list[_Job]], None]) -> None:
+        """A thread: runs a loop, and again should it fail, of which the calls that wait are told.
 
-    def _timed_tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
-        started = time.perf_counter()
-        return self._tokenize_some(texts), time.perf_counter() - started
-
-    def _run(self) -> None:
-        """The worker: takes a batch, encodes it, hands finished calls back."""
+        What the loop works on stands in its argument.
+        """
+        held: list[_Job] = []
         while True:
-            with self._changed:
-                while not self._jobs and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    left = list(self._jobs)
-                    self._jobs.clear()
-                    break
-                shares = self._take()
-            if shares:
-                self._encode(shares)
-        error = UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
-        _hand_back([(job, error) for job in left])
+            try:
+                return loop(held)
+            except BaseException:
+                log.exception("a thread of the encoder failed; it starts again")
+                error = UnavailableError("the encoder failed and restarts", reason="ENCODER_FAILED")
+                _hand_back([(job, error) for job in held])
+                self._fail_waiting(error)
 
-    def _take(self) -> list[tuple[_Job, NDArray[np.int64]]]:
-        """The next batch: rows of the waiting calls. Calls that left are dropped."""
+    def _fail_waiting(self, error: ForetellError) -> None:
+        with self._lock:
+            waiting = [*self._new, *self._jobs]
+            self._new.clear()
+            self._jobs.clear()
+        _hand_back([(job, error) for job in waiting])
+
+    # --- Tokenizing ------------------------------------------------------------------------------
+
+    def _tokenize_all(self, held: list[_Job]) -> None:
+        """Tokenizes what arrives, until the end."""
+        while some := self._next_texts():
+            held[:] = [job for job, _ in some]
+            try:
+                self._tokenize_some(some)
+            except Exception:
+                for each in some:
+                    self._tokenize_alone(each)
+            held.clear()
+
+    def _next_texts(self) -> list[tuple[_Job, Sequence[str]]]:
+        """The next texts of the calls that arrived; empty at the end."""
+        with self._lock:
+            while not self._closed:
+                some: list[tuple[_Job, Sequence[str]]] = []
+                room = TOKENIZED_TOGETHER
+                while self._new and room:
+                    job = self._new.popleft()
+                    if not job.future.done():
+                        texts = job.texts[job.tokenized : job.tokenized + room]
+                        room -= len(texts)
+                        some.append((job, texts))
+                if some:
+                    return some
+                self._arrived.wait()
+        return []
+
+    def _tokenize_some(self, some: Sequence[tuple[_Job, Sequence[str]]]) -> None:
+        started = time.perf_counter()
+        tokens = self._tokenize([text for _, texts in some for text in texts])
+        seconds = time.perf_counter() - started
+        start = 0
+        ready: list[_Job] = []
+        more: list[_Job] = []
+        for job, texts in some:
+            part = tokens.part(start, start + len(texts))
+            start += len(texts)
+            (ready if job.add(part, seconds, self._backend.cols) else more).append(job)
+        with self._lock:
+            self._new.extend(more)
+            self._jobs.extend(ready)
+            if ready:
+                self._ready.notify_all()
+
+    def _tokenize_alone(self, one: tuple[_Job, Sequence[str]]) -> None:
+        """After a failure: its error goes to no call but its own."""
+        try:
+            self._tokenize_some([one])
+        except Exception as error:
+            log.exception("texts could not be tokenized")
+            _hand_back([(one[0], error)])
+
+    # --- Encoding --------------------------------------------------------------------------------
+
+    def _encode_all(self, held: list[_Job]) -> None:
+        """Encodes what is tokenized, until the end."""
+        while shares := self._next_batch():
+            held[:] = [job for job, _ in shares]
+            self._encode(shares)
+            held.clear()
+
+    def _next_batch(self) -> list[_Share]:
+        """Rows of the waiting calls; empty at the end."""
+        with self._lock:
+            while not self._closed:
+                shares = self._take()
+                if shares:
+                    now = time.perf_counter()
+                    for job, _ in shares:
+                        job.begin(now)
+                    return shares
+                self._ready.wait()
+        return []
+
+    def _take(self) -> list[_Share]:
+        """The next batch. Calls that left are dropped."""
         jobs = [job for job in self._jobs if not job.future.done()]
         before = [job.taken for job in jobs]
         budget = self._batch_tokens
@@ -193,42 +334,50 @@ class Batcher:
                 budget -= job.take(min(share, budget), at_least_one=True)
         for job in jobs:
             budget -= job.take(budget, at_least_one=False)
-        now = time.perf_counter()
-        shares: list[tuple[_Job, NDArray[np.int64]]] = []
-        for job, start in zip(jobs, before, strict=True):
-            if job.taken > start:
-                job.started = job.started or now
-                shares.append((job, job.order[start : job.taken]))
+        shares = [
+            (job, job.order[start : job.taken])
+            for job, start in zip(jobs, before, strict=True)
+            if job.taken > start
+        ]
         served = [job for job, _ in shares if job.left]
         skipped = [job for job, start in zip(jobs, before, strict=True) if job.taken == start]
         self._jobs = deque(skipped + served)
         return shares
 
-    def _encode(self, shares: list[tuple[_Job, NDArray[np.int64]]]) -> None:
+    def _encode(self, shares: list[_Share]) -> None:
         started = time.perf_counter()
         try:
-            vectors = self._backend.encode(
-                TokenBatch.of([job.sequences[row] for job, rows in shares for row in rows])
-            )
+            vectors = self._forward(_pack(shares))
         except Exception as error:
             log.exception("a forward pass failed")
-            with self._changed:
-                failed = {id(job) for job, _ in shares}
-                self._jobs = deque(job for job in self._jobs if id(job) not in failed)
-            _hand_back([(job, error) for job, _ in shares])
+            failed = {job for job, _ in shares}
+            with self._lock:
+                self._jobs = deque(job for job in self._jobs if job not in failed)
+            _hand_back([(job, error) for job in failed])
             return
-        seconds = time.perf_counter() - started
-        self._note_rate(len(vectors) / max(seconds, 1e-9))
-        self.texts_encoded += len(vectors)
+        now = time.perf_counter()
         start = 0
-        finished: list[tuple[_Job, Exception | None]] = []
-        for job, rows in shares:
-            job.out[rows] = vectors[start : start + len(rows)]
-            start += len(rows)
-            job.forward_s += seconds
-            if not job.left:
-                finished.append((job, None))
+        finished: list[_Outcome] = []
+        with self._lock:
+            for job, rows in shares:
+                if job.end(rows, vectors[start : start + len(rows)], now):
+                    finished.append((job, None))
+                start += len(rows)
+            self.texts_encoded += len(vectors)
+            self._note_rate(len(vectors) / max(now - started, 1e-9))
         _hand_back(finished)
+
+    def _forward(self, batch: TokenBatch) -> Vectors:
+        try:
+            return self._backend.encode(batch)
+        except OUT_OF_MEMORY:
+            if len(batch) == 1:
+                raise
+            log.warning("no memory for %d texts at once: in two halves", len(batch))
+        middle = int(np.searchsorted(batch.offsets, batch.offsets[-1] // 2))
+        middle = min(max(middle, 1), len(batch) - 1)
+        halves = batch.part(0, middle), batch.part(middle, len(batch))
+        return np.concatenate([self._backend.encode(half) for half in halves])
 
     def _note_rate(self, texts_per_s: float) -> None:
         mean = self._texts_per_s
@@ -237,24 +386,33 @@ class Batcher:
         )
 
 
-def _hand_back(outcomes: Sequence[tuple[_Job, Exception | None]]) -> None:
-    """Resolves the calls' futures, on their event loops."""
-    for job, error in outcomes:
+def _pack(shares: Sequence[_Share]) -> TokenBatch:
+    return TokenBatch.joined(
+        [job.tokens if len(job.texts) == 1 else job.tokens.of_rows(rows) for job, rows in shares]
+    )
+
+
+def _hand_back(outcomes: Sequence[_Outcome]) -> None:
+    """Resolves the calls' futures, on their event loops: each is woken once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome[0].future.get_loop(), []).append(outcome)
+    for loop, some in by_loop.items():
         try:
-            job.future.get_loop().call_soon_threadsafe(_resolve, job, error)
+            loop.call_soon_threadsafe(_resolve, some)
         except RuntimeError:  # its event loop is gone, and so is whoever waited
             log.debug("a result came after its event loop was closed")
 
 
-def _resolve(job: _Job, error: Exception | None) -> None:
-    if job.future.done():  # cancelled meanwhile
-        return
-    if error is not None:
-        job.future.set_exception(error)
-        return
-    timing = Timing(
-        queue_us=int((job.started - job.submitted) * 1e6),
-        tokenize_us=job.tokenize_us,
-        forward_us=int(job.forward_s * 1e6),
-    )
-    job.future.set_result((job.out, timing))
+def _resolve(outcomes: Sequence[_Outcome]) -> None:
+    for job, error in outcomes:
+        if job.future.done():  # cancelled meanwhile
+            continue
+        if error is None:
+            job.future.set_result((job.out, job.timing))
+        else:
+            job.future.set_exception(error)
+
+
+def _shutting_down() -> UnavailableError:
+    return UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")

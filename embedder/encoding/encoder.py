@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import accumulate
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,9 +41,34 @@ class TokenBatch:
     @staticmethod
     def of(sequences: Sequence[Sequence[int]]) -> TokenBatch:
         """Packs token id lists, none of which is empty."""
-        offsets = [0, *accumulate(len(sequence) for sequence in sequences)]
-        flat = [token for sequence in sequences for token in sequence]
-        return TokenBatch(np.array(flat, np.int64), np.array(offsets, np.int64))
+        offsets = np.zeros(len(sequences) + 1, np.int64)
+        np.cumsum([len(sequence) for sequence in sequences], out=offsets[1:])
+        return TokenBatch(
+            np.fromiter(chain.from_iterable(sequences), np.int64, int(offsets[-1])), offsets
+        )
+
+    @staticmethod
+    def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
+        """The texts of some batches, in that order."""
+        if len(batches) == 1:
+            return batches[0]
+        lengths = np.concatenate([batch.lengths for batch in batches])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return TokenBatch(np.concatenate([batch.ids for batch in batches]), offsets)
+
+    def part(self, start: int, end: int) -> TokenBatch:
+        """Texts [start, end); a view."""
+        offsets = self.offsets[start : end + 1]
+        return TokenBatch(self.ids[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def of_rows(self, rows: NDArray[np.int64]) -> TokenBatch:
+        """Some of the texts, in the order of `rows`."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        ends = np.cumsum(lengths)
+        # Token i of the new batch is token i + shift of this one.
+        shift = np.repeat(self.offsets[rows] - (ends - lengths), lengths)
+        offsets = np.concatenate([[0], ends])
+        return TokenBatch(self.ids[np.arange(len(shift)) + shift], offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -133,18 +158,28 @@ class Tokenizer:
                 f"max_tokens is {max_tokens}; the encoder {files.name} reads at most {longest}"
             )
         self.max_tokens: int = max_tokens or min(longest, files.max_tokens or longest)
+        # The Rust tokenizer itself, where there is one: transformers' way to it costs as much as
+        # it does. It tokenizes a batch on threads of its own, without the GIL.
+        self._fast: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        if self._fast is not None:
+            self._fast.no_padding()
+            self._fast.enable_truncation(self.max_tokens, direction=self._tokenizer.truncation_side)
 
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut to `max_tokens`; never an empty list."""
-        encoded = self._tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+    def __call__(self, texts: Sequence[str]) -> TokenBatch:
+        """Token ids of each text, cut to `max_tokens`; at least one."""
+        if self._fast is None:
+            sequences = self._tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+        else:
+            sequences = [each.ids for each in self._fast.encode_batch_fast(list(texts))]
         # A tokenizer without special tokens gives nothing for a text of nothing it knows.
-        return [ids or [self._tokenizer.unk_token_id or 0] for ids in encoded]
+        unknown = [self._tokenizer.unk_token_id or 0]
+        return TokenBatch.of([ids or unknown for ids in sequences])
 
     def fingerprint(self) -> str:
         """A hash that differs where the vocabulary does."""

@@ -51,9 +51,9 @@ class FakeBackend:
         return "fake"
 
 
-def tokenize(texts: Sequence[str]) -> list[list[int]]:
+def tokenize(texts: Sequence[str]) -> TokenBatch:
     """A character is a token."""
-    return [[ord(character) for character in text] for text in texts]
+    return TokenBatch.of([[ord(character) for character in text] for text in texts])
 
 
 @dataclass

@@ -88,7 +88,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 def test_vectors_have_length_one_and_near_texts_are_near(
     minilm: TorchBackend, tokenizer: Tokenizer
 ) -> None:
-    vectors = minilm.encode(TokenBatch.of(tokenizer(TEXTS)))
+    vectors = minilm.encode(tokenizer(TEXTS))
     assert vectors.shape == (len(TEXTS), 384)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -103,7 +103,7 @@ def test_the_default_gives_what_its_authors_give(
     location = locate("", None).location
     model = transformers.AutoModel.from_pretrained(location).eval()
     plain = transformers.AutoTokenizer.from_pretrained(location)
-    vectors = minilm.encode(TokenBatch.of(tokenizer(TEXTS)))
+    vectors = minilm.encode(tokenizer(TEXTS))
     for text, vector in zip(TEXTS, vectors, strict=True):
         with torch.inference_mode():
             tokens = plain(text, return_tensors="pt", truncation=True, max_length=256)
@@ -115,15 +115,15 @@ def test_the_default_gives_what_its_authors_give(
 def test_a_text_has_the_same_vector_alone_and_in_a_batch(
     minilm: TorchBackend, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sequences = tokenizer(TEXTS * 3)
-    together = minilm.encode(TokenBatch.of(sequences))
+    batch = tokenizer(TEXTS * 3)
+    together = minilm.encode(batch)
     monkeypatch.setattr(minilm, "batch_tokens", 20)
-    apart = minilm.encode(TokenBatch.of(sequences))
+    apart = minilm.encode(batch)
     np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
 def test_bfloat16_is_faithful(minilm: TorchBackend, tokenizer: Tokenizer) -> None:
-    batch = TokenBatch.of(tokenizer(TEXTS))
+    batch = tokenizer(TEXTS)
     rounded = backend(precision=Precision.BFLOAT16)
     assert rounded.precision == "bfloat16"
     cosines = (minilm.encode(batch) * rounded.encode(batch)).sum(axis=1)
@@ -155,9 +155,9 @@ def test_the_processors_flags_are_read(
 
 def test_long_texts_are_cut(tokenizer: Tokenizer) -> None:
     assert tokenizer.max_tokens == 256  # by the encoder's sentence_bert_config.json
-    assert [len(ids) for ids in tokenizer(["word " * 5_000, "word"])] == [256, 3]
+    assert tokenizer(["word " * 5_000, "word"]).lengths.tolist() == [256, 3]
     short = Tokenizer(locate("", None), 8)
-    assert [len(ids) for ids in short(["word " * 5_000])] == [8]
+    assert short(["word " * 5_000]).lengths.tolist() == [8]
     with pytest.raises(FailedPreconditionError, match="reads at most 512"):
         Tokenizer(locate("", None), 513)
 
@@ -240,7 +240,7 @@ def test_cuda_without_a_device_is_refused(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_what_the_cpu_gives(minilm: TorchBackend, tokenizer: Tokenizer) -> None:
-    batch = TokenBatch.of(tokenizer(TEXTS * 50))
+    batch = tokenizer(TEXTS * 50)
     for precision, least in ((Precision.FLOAT32, 0.9999), (Precision.AUTO, 0.999)):
         on_gpu = TorchBackend(locate("", None), Device.CUDA, precision, 1)
         cosines = (minilm.encode(batch) * on_gpu.encode(batch)).sum(axis=1)
