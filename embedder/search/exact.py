@@ -142,23 +142,31 @@ def best(
         faiss.swig_ptr(pairs.slot),
         faiss.swig_ptr(scores),
     )
-    order = np.lexsort((-scores, pairs.query))
+    order = np.argsort(_by_query_and_score(pairs.query, scores))
     query, slot, scores = pairs.query[order], pairs.slot[order], scores[order]
-    bounds = np.searchsorted(query, np.arange(len(queries) + 1)).tolist()
-    tied = set(query[1:][(scores[1:] == scores[:-1]) & (query[1:] == query[:-1])].tolist())
-    answers = []
-    for index, (first, end) in enumerate(pairwise(bounds)):
-        if index in tied:
-            _by_id(slot[first:end], scores[first:end], table.ids)
-        end = min(end, first + int(k[index]))
-        answers.append(
-            Hits(
-                [table.ids[each] for each in slot[first:end].tolist()],
-                scores[first:end],
-                table.rows[slot[first:end]] if include_vectors else None,
-            )
-        )
-    return answers
+    first = np.searchsorted(query, np.arange(len(queries) + 1))
+    last = np.minimum(first[1:], first[:-1] + k)
+    # Of equal neighbours only those matter that begin among the best.
+    equal = np.flatnonzero((scores[1:] == scores[:-1]) & (query[1:] == query[:-1]))
+    for index in set(query[equal[equal < last[query[equal]]]].tolist()):
+        some = slice(first[index], first[index + 1])
+        _by_id(slot[some], scores[some], table.ids)
+    taken = np.arange(len(slot)) < last[query]
+    slot, scores = slot[taken], scores[taken]
+    ids = list(map(table.ids.__getitem__, slot.tolist()))
+    bounds = np.concatenate([[0], np.cumsum(last - first[:-1])]).tolist()
+    return [
+        Hits(ids[a:b], scores[a:b], table.rows[slot[a:b]] if include_vectors else None)
+        for a, b in pairwise(bounds)
+    ]
+
+
+def _by_query_and_score(query: Slots, scores: NDArray[np.float32]) -> Slots:
+    """Keys that sort by query, then from the highest score to the lowest: one sort takes a quarter
+    of the time of two."""
+    bits = scores.view(np.int32)
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    return (query << 32) - ascending
 
 
 def _by_id(slots: Slots, scores: NDArray[np.float32], ids: Sequence[str]) -> None:
