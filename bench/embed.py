@@ -44,11 +44,10 @@ from statistics import median
 from bench import embed_cuda, harness
 from bench.harness import Budget, Figures, Peer, say
 from bench.texts import SETS, Texts
-from embedder.encoding import encoder
+from embedder.encoding import choice, encoder
 from embedder.encoding.batcher import Batcher
 from embedder.encoding.encoder import Tokenizer
-from embedder.encoding.torch_backend import TorchBackend
-from embedder.settings import Device, Precision
+from embedder.settings import Device
 from foretell import AsyncClient
 from serving import process
 
@@ -95,12 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = harness.load()
     texts = Texts(options.cache_dir)
     peers = Peers(options.cache_dir, options.threads, fresh=options.fresh)
-    rounds = _rounds(budget, options.threads, texts, peers)
+    files = encoder.locate("", None)
+    tokenizer = Tokenizer(files, None)
+    loaded = choice.load(files, tokenizer, device=Device.CPU, threads=options.threads)
+    batcher = Batcher(loaded.backend, tokenizer)
+    rounds = _rounds(budget, options.threads, texts, peers, batcher)
     figures = summary(rounds)
     figures |= {
-        "agreement_cosine": None,
-        "agreement_recall_at_10": None,
-        "cpu_has_bf16": int(bool({"avx512_bf16", "amx_bf16", "bf16"} & {*harness.cpu_flags()})),
+        "agreement_cosine": loaded.agreement.cosine,
+        "agreement_recall_at_10": loaded.agreement.recall_at_10,
+        "cpu_has_bf16": int(choice.bfloat16_flag() is not None),
         "rounds": len(rounds),
         "peers_from_cache": int(peers.from_cache),
         "load_before": load,
@@ -121,13 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _rounds(budget: Budget, threads: int, texts: Texts, peers: Peers) -> list[Rates]:
+def _rounds(
+    budget: Budget, threads: int, texts: Texts, peers: Peers, batcher: Batcher
+) -> list[Rates]:
     rounds: list[Rates] = []
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         arguments = ["--port", "0", "--data-dir", str(folder / "data"), "--threads", str(threads)]
         service = running.enter_context(process.started("embedder", arguments, log=folder / "log"))
-        in_process = running.enter_context(contextlib.closing(_batcher(threads)))
+        in_process = running.enter_context(contextlib.closing(batcher))
         while len(rounds) < MOST_ROUNDS and _next(budget, len(rounds)):
             say(f"round {len(rounds) + 1}")
             ours = asyncio.run(_ours(service.address, in_process, texts))
@@ -141,13 +146,6 @@ def _next(budget: Budget, done: int) -> bool:
 
 
 # --- Ours --------------------------------------------------------------------------------------
-
-
-def _batcher(threads: int) -> Batcher:
-    """The encoder as the service runs it, without the service."""
-    files = encoder.locate("", None)
-    backend = TorchBackend(files, Device.CPU, Precision.AUTO, threads)
-    return Batcher(backend, Tokenizer(files, None))
 
 
 async def _ours(address: str, in_process: Batcher, texts: Texts) -> Rates:

@@ -21,9 +21,8 @@ import transformers
 from bench import harness
 from bench.harness import Figures, say
 from bench.texts import Texts
-from embedder.encoding import encoder
-from embedder.encoding.encoder import TokenBatch
-from embedder.encoding.torch_backend import TorchBackend
+from embedder.encoding import choice, encoder
+from embedder.encoding.encoder import TokenBatch, Tokenizer
 from embedder.settings import Device, Precision
 from foretell import AsyncClient
 from serving import process
@@ -105,7 +104,14 @@ def measure(shape: str, model: str, device: Device, cache: Path, threads: int) -
 
 
 def _tokens_s(model: str, device: Device, threads: int) -> float:
-    backend = TorchBackend(encoder.locate(model, None), device, Precision.AUTO, threads)
+    files = encoder.locate(model, None)
+    backend = choice.load(
+        files,
+        Tokenizer(files, TOKENS),
+        device=device,
+        precision=Precision.BFLOAT16,
+        threads=threads,
+    ).backend
     texts = max(1, backend.batch_tokens // TOKENS)
     ids = np.random.default_rng(0).integers(1_000, 30_000, texts * TOKENS)
     batch = TokenBatch(ids, np.arange(texts + 1) * TOKENS)

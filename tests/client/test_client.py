@@ -335,7 +335,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Message, Message, A
         "GetInfo",
         epb.GetInfoRequest(),
         epb.GetInfoResponse(version="1", encoder="e", cols=3, libraries={"faiss": "1"}),
-        foretell.EmbedderInfo("1", "e", "", 3, 0, "", {"faiss": "1"}, False, 0, 0),
+        foretell.EmbedderInfo("1", "e", "", 3, 0, "", {"faiss": "1"}, False, 0, 0, "", 0.0, 0.0),
     ),
     (
         "ingest_events",

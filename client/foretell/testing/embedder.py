@@ -336,6 +336,9 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
             has_store=True,
             texts_encoded=len(self._encoded),
             texts_cached=self._cached,
+            path="hashes",
+            agreement_cosine=1.0,
+            agreement_recall_at_10=1.0,
         )
 
     def _find(

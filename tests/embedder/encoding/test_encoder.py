@@ -10,10 +10,12 @@ import pytest
 import torch
 import transformers
 
-from embedder.encoding import torch_backend
+from embedder.encoding import choice
+from embedder.encoding.backend import NetworkBackend
+from embedder.encoding.choice import Agreement
 from embedder.encoding.encoder import TokenBatch, Tokenizer, identity, locate
-from embedder.encoding.torch_backend import TorchBackend
-from embedder.settings import Device, Pooling, Precision
+from embedder.encoding.padded import PaddedModel
+from embedder.settings import Device, Pooling, Precision, Runtime
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Vectors
 
@@ -27,14 +29,18 @@ TEXTS = [
 ]
 
 
-def backend(encoder: str = "", pooling: Pooling | None = None, **options: Any) -> TorchBackend:
+def load(encoder: str = "", pooling: Pooling | None = None, **options: Any) -> choice.Encoder:
     files = locate(encoder, pooling)
-    precision = options.get("precision", Precision.FLOAT32)
-    return TorchBackend(files, Device.CPU, precision, threads=1)
+    options = {"precision": Precision.FLOAT32, "device": Device.CPU} | options
+    return choice.load(files, Tokenizer(files, None), **options)
+
+
+def backend(encoder: str = "", pooling: Pooling | None = None, **options: Any) -> NetworkBackend:
+    return load(encoder, pooling, **options).backend
 
 
 @pytest.fixture(scope="module")
-def minilm() -> TorchBackend:
+def minilm() -> NetworkBackend:
     return backend()
 
 
@@ -86,7 +92,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def test_vectors_have_length_one_and_near_texts_are_near(
-    minilm: TorchBackend, tokenizer: Tokenizer
+    minilm: NetworkBackend, tokenizer: Tokenizer
 ) -> None:
     vectors = minilm.encode(tokenizer(TEXTS))
     assert vectors.shape == (len(TEXTS), 384)
@@ -97,7 +103,7 @@ def test_vectors_have_length_one_and_near_texts_are_near(
 
 
 def test_the_default_gives_what_its_authors_give(
-    minilm: TorchBackend, tokenizer: Tokenizer
+    minilm: NetworkBackend, tokenizer: Tokenizer
 ) -> None:
     """By transformers alone, text by text: mean over the tokens, divided by the length."""
     location = locate("", None).location
@@ -113,7 +119,7 @@ def test_the_default_gives_what_its_authors_give(
 
 
 def test_a_text_has_the_same_vector_alone_and_in_a_batch(
-    minilm: TorchBackend, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    minilm: NetworkBackend, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = tokenizer(TEXTS * 3)
     together = minilm.encode(batch)
@@ -122,35 +128,93 @@ def test_a_text_has_the_same_vector_alone_and_in_a_batch(
     np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
-def test_bfloat16_is_faithful(minilm: TorchBackend, tokenizer: Tokenizer) -> None:
-    batch = tokenizer(TEXTS)
-    rounded = backend(precision=Precision.BFLOAT16)
-    assert rounded.precision == "bfloat16"
-    cosines = (minilm.encode(batch) * rounded.encode(batch)).sum(axis=1)
-    assert cosines.min() > 0.9995
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of agreements of the test's own."""
+    monkeypatch.setattr(choice, "CACHE", tmp_path)
+    return tmp_path
 
 
-def test_precision_follows_the_processor_and_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    for able, faithful, expected in (
-        (True, 0.99, "bfloat16"),
-        (True, 1.01, "float32"),  # no cosine is that large: the trial fails
-        (False, 0.99, "float32"),
-    ):
-        monkeypatch.setattr(torch_backend, "_has_bfloat16", lambda _, able=able: able)
-        monkeypatch.setattr(torch_backend, "FAITHFUL", faithful)
-        assert backend(precision=Precision.AUTO).precision == expected
+def test_bfloat16_agrees_with_float32(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured at the first start, and kept for the next ones."""
+    rounded = load(precision=Precision.BFLOAT16)
+    assert "bfloat16" in rounded.path
+    assert "packed" in rounded.path
+    assert 0.9999 <= rounded.agreement.cosine < 1
+    assert 0.99 <= rounded.agreement.recall_at_10 <= 1
+    monkeypatch.setattr(choice, "_agreement", None)
+    assert load(precision=Precision.BFLOAT16).agreement == rounded.agreement
+    (kept,) = cache.glob("*.json")
+    kept.write_text("{")
+    with pytest.raises(TypeError):  # what is damaged is measured again
+        load(precision=Precision.BFLOAT16)
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [("fpu avx512_bf16 avx2", True), ("fpu amx_bf16", True), ("fpu", False)]
+    ("flag", "agreement", "expected"),
+    [
+        ("avx512_bf16", Agreement(0.9999, 0.99), "torch bfloat16 (avx512_bf16), packed"),
+        ("avx512_bf16", Agreement(0.9998, 1.0), "torch float32, packed"),
+        ("avx512_bf16", Agreement(1.0, 0.98), "torch float32, packed"),
+        (None, Agreement(1.0, 1.0), "torch float32, packed"),
+    ],
+)
+def test_the_fastest_path_that_holds_is_the_default(
+    flag: str | None,
+    agreement: Agreement,
+    expected: str,
+    tiny: Callable[[str], str],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choice, "bfloat16_flag", lambda: flag)
+    monkeypatch.setattr(choice, "_agreement", lambda *_: agreement)
+    assert load(tiny("bert"), precision=Precision.AUTO).path == expected
+
+
+@pytest.mark.parametrize("precision", [Precision.FLOAT32, Precision.BFLOAT16])
+def test_packed_and_padded_agree(precision: Precision, tokenizer: Tokenizer) -> None:
+    """Both ways to run BERT, on texts of many lengths together."""
+    files = locate("", None)
+    model = choice.load_model(files)
+    dtype = torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
+    packed = backend(precision=precision)
+    padded = backend(precision=precision)
+    padded._network = PaddedModel(model, dtype, "cpu")
+    words = ["many", "words", "of", "which", "some", "are", "long", "and", "others", "not"]
+    texts = [" ".join(words[i % 9 :] * (1 + i % 5) * (1 + 5 * (i % 3))) for i in range(60)]
+    ours, theirs = (each.encode(tokenizer(texts)) for each in (packed, padded))
+    assert (ours * theirs).sum(axis=1).min() > (0.99999 if dtype is torch.float32 else 0.9995)
+
+
+def test_onnx_runtime_gives_what_torch_gives(cache: Path, tokenizer: Tokenizer) -> None:
+    """The network is exported at the first use and kept."""
+    encoder = load(runtime=Runtime.ONNXRUNTIME)
+    assert encoder.path == "onnxruntime float32, padded"
+    assert encoder.agreement.cosine > 0.99999
+    assert encoder.agreement.recall_at_10 > 0.999
+    assert len(list(cache.glob("*.onnx"))) == 1
+    batch = tokenizer(TEXTS)
+    np.testing.assert_allclose(encoder.backend.encode(batch), backend().encode(batch), atol=1e-5)
+    with pytest.raises(FailedPreconditionError, match="float32"):
+        load(runtime=Runtime.ONNXRUNTIME, precision=Precision.BFLOAT16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx512_bf16 avx2", "avx512_bf16"),
+        ("fpu avx512_bf16 amx_bf16", "amx_bf16"),
+        ("fpu", None),
+    ],
 )
 def test_the_processors_flags_are_read(
-    flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor : 0\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(torch_backend, "_CPUINFO", file)
-    assert torch_backend._has_bfloat16("cpu") is expected
+    monkeypatch.setattr(choice, "_CPUINFO", file)
+    assert choice.bfloat16_flag() == expected
 
 
 def test_long_texts_are_cut(tokenizer: Tokenizer) -> None:
@@ -166,12 +230,14 @@ def test_long_texts_are_cut(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_pooling(tiny: Callable[[str], str], kind: str, pooling: Pooling) -> None:
     """Padding, order and batch do not matter; checked against the plain definition."""
-    encoder = backend(tiny(kind), pooling)
+    folder = tiny(kind)
+    encoder = backend(folder, pooling)
+    model = choice.load_model(locate(folder, pooling))
     sequences = [[5, 6, 7], [8, 9], list(range(10, 40)), [11], [5, 6, 7, 8]]
     found = encoder.encode(TokenBatch.of(sequences))
     for sequence, vector in zip(sequences, found, strict=True):
         with torch.inference_mode():
-            hidden = encoder._model(torch.tensor([sequence])).last_hidden_state[0].numpy()
+            hidden = model(torch.tensor([sequence])).last_hidden_state[0].numpy()
         pooled: Vectors = {
             Pooling.MEAN: hidden.mean(axis=0),
             Pooling.CLS: hidden[0],
@@ -218,10 +284,6 @@ def test_the_identity_knows_weights_pooling_and_length(tiny: Callable[[str], str
 
 
 def test_what_is_no_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
-    def load(encoder: str) -> None:
-        Tokenizer(locate(encoder, None), None)
-        backend(encoder)
-
     for encoder in (str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(FailedPreconditionError) as raised:
             load(encoder)
@@ -234,14 +296,14 @@ def test_cuda_without_a_device_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(FailedPreconditionError, match="no CUDA device"):
-        TorchBackend(locate(tiny("bert"), None), Device.CUDA, Precision.FLOAT32, 1)
+        load(tiny("bert"), device=Device.CUDA)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_gives_what_the_cpu_gives(minilm: TorchBackend, tokenizer: Tokenizer) -> None:
+def test_cuda_gives_what_the_cpu_gives(minilm: NetworkBackend, tokenizer: Tokenizer) -> None:
     batch = tokenizer(TEXTS * 50)
     for precision, least in ((Precision.FLOAT32, 0.9999), (Precision.AUTO, 0.999)):
-        on_gpu = TorchBackend(locate("", None), Device.CUDA, precision, 1)
+        on_gpu = backend(precision=precision, device=Device.CUDA)
         cosines = (minilm.encode(batch) * on_gpu.encode(batch)).sum(axis=1)
         assert cosines.min() > least

@@ -41,7 +41,7 @@ class Lengths:
         return EmbedResult(vectors, failures, Timings())
 
     def embedder_info(self) -> EmbedderInfo:
-        return EmbedderInfo("0", "lengths", "mean", 2, 9, "cpu", {}, False, 0, 0)
+        return EmbedderInfo("0", "lengths", "mean", 2, 9, "cpu", {}, False, 0, 0, "", 1.0, 1.0)
 
 
 def encode(texts: list[str], client: Lengths) -> list[list[float]]:

@@ -1386,6 +1386,9 @@ class GetInfoResponse(_message.Message):
     HAS_STORE_FIELD_NUMBER: _builtins.int
     TEXTS_ENCODED_FIELD_NUMBER: _builtins.int
     TEXTS_CACHED_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    AGREEMENT_COSINE_FIELD_NUMBER: _builtins.int
+    AGREEMENT_RECALL_AT_10_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of foretell."""
     encoder: _builtins.str
@@ -1404,6 +1407,18 @@ class GetInfoResponse(_message.Message):
     """Texts encoded since the start."""
     texts_cached: _builtins.int
     """Texts answered from memory or store since the start."""
+    path: _builtins.str
+    """What runs the encoder: library, number format with the CPU's instructions
+    for it, and whether tokens are packed or padded.
+    """
+    agreement_cosine: _builtins.float
+    """How near its vectors are to those of float32, on 1,000 item texts: the mean
+    cosine...
+    """
+    agreement_recall_at_10: _builtins.float
+    """... and the mean share of a text's 10 nearest that stay so. The fastest path
+    with at least 0.9999 and 0.99 is the default.
+    """
     @_builtins.property
     def libraries(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Versions of the libraries that matter: torch, transformers, faiss, grpcio."""
@@ -1421,10 +1436,13 @@ class GetInfoResponse(_message.Message):
         has_store: _builtins.bool = ...,
         texts_encoded: _builtins.int = ...,
         texts_cached: _builtins.int = ...,
+        path: _builtins.str = ...,
+        agreement_cosine: _builtins.float = ...,
+        agreement_recall_at_10: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cols", b"cols", "device", b"device", "encoder", b"encoder", "has_store", b"has_store", "libraries", b"libraries", "max_tokens", b"max_tokens", "pooling", b"pooling", "texts_cached", b"texts_cached", "texts_encoded", b"texts_encoded", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_cosine", b"agreement_cosine", "agreement_recall_at_10", b"agreement_recall_at_10", "cols", b"cols", "device", b"device", "encoder", b"encoder", "has_store", b"has_store", "libraries", b"libraries", "max_tokens", b"max_tokens", "path", b"path", "pooling", b"pooling", "texts_cached", b"texts_cached", "texts_encoded", b"texts_encoded", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
