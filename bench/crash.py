@@ -2,10 +2,10 @@
 
 A `python -m embedder` on a data directory of its own is called from several threads: items,
 vectors, residuals, deletions, collections that come and go, searches, watches. It is killed with
-SIGKILL at random moments, while it starts too, and started again; then all that it holds is read in
-every way that there is and compared with the answers that the callers had (bench/crashing/model.py
-says what must be there). Each violation is one line with the seed and the kill before it; the exit
-status is 1 if there was any.
+SIGKILL at random moments, while it starts or writes snapshots too, and started again; then all
+that it holds is read in every way that there is and compared with the answers that the callers had
+(bench/crashing/model.py says what must be there). Each violation is one line with the seed and the
+kill before it; the exit status is 1 if there was any.
 
 The kills and the calls follow from the seed; how calls are interleaved does not, so that the same
 seed meets the same violation often, not always. --keep leaves the data directory and the log.
@@ -27,8 +27,14 @@ from bench.crashing.campaign import ServiceChild
 from bench.crashing.embedder.subject import Embedder
 from bench.harness import say
 
-ARGUMENTS = ("--port", "0", "--threads", "1", "--precision", "float32")
-"""Of the embedder: float32, so that a text's vector does not depend on its batch."""
+ARGUMENTS = (
+    *("--port", "0", "--threads", "1"),
+    # So that a text's vector does not depend on its batch.
+    *("--precision", "float32"),
+    # So that snapshots are written, and approximate indexes built, all the time.
+    *("--snapshot-changes", "100", "--approximate-from", "1100"),
+)
+"""Of the embedder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,8 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def embedder_in(folder: Path) -> ServiceChild:
     """An embedder whose data and log are in a folder."""
-    arguments = [*ARGUMENTS, "--data-dir", str(folder / "data")]
-    return ServiceChild("embedder", arguments, folder / "log", opening=": encoder ")
+    data = folder / "data"
+    return ServiceChild(
+        "embedder",
+        [*ARGUMENTS, "--data-dir", str(data)],
+        folder / "log",
+        opening=": encoder ",
+        data=data,
+        unfinished="*.new",
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ What is checked belongs to a `Subject`; `ServiceChild` runs any of the services.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -23,7 +24,13 @@ STARTING_SHARE = 0.2
 """Of the kills that come while the service starts."""
 
 LOADED_S = (0.0, 1.5)
-"""After how many seconds of load a kill comes."""
+"""After how many seconds of load another kill comes..."""
+
+WRITING_SHARE = 0.4
+"""... but for this share, which come as soon after that as a file is being written."""
+
+WRITING_S = (0.0, 0.01)
+"""How much later then."""
 
 
 class Child(Protocol):
@@ -32,8 +39,14 @@ class Child(Protocol):
     def start(self) -> str:
         """Starts it and returns its address once it is ready."""
 
-    def kill(self) -> None:
-        """Ends it at once; `start` may be called again."""
+    def wait_for_writing(self) -> None:
+        """Returns when it writes a file that is not the database, or after some time."""
+
+    def kill(self) -> bool:
+        """Ends it at once; `start` may be called again.
+
+        Returns whether it was writing such a file.
+        """
 
     def kill_while_starting(self, share: float) -> bool:
         """Starts it and kills it when about this share of its start has passed.
@@ -72,8 +85,8 @@ class Outcome:
     kills: int = 0
     starting: int = 0
     """Kills before the service was ready."""
-    interrupted: dict[str, int] = field(default_factory=dict)
-    """Kills while something went on that left its mark, by what it was."""
+    writing: int = 0
+    """Kills that left a file half-written, such as a snapshot."""
     violations: list[tuple[int, Violation]] = field(default_factory=list)
     """With the number of the kill before."""
 
@@ -86,7 +99,7 @@ class Outcome:
         return {
             "kills": self.kills,
             "kills_while_starting": self.starting,
-            **{f"kills_while_{name}": count for name, count in self.interrupted.items()},
+            "kills_while_writing_files": self.writing,
             "acknowledged": acknowledged,
             "lost": self.count(Kind.LOST),
             "resurrected": self.count(Kind.RESURRECTED),
@@ -112,7 +125,10 @@ def run(child: Child, subject: Subject, kills: int, seed: int) -> Outcome:
         killed = threading.Event()
         subject.load(address, (seed, outcome.kills), killed)
         time.sleep(rng.uniform(*LOADED_S))
-        child.kill()
+        if rng.random() < WRITING_SHARE:
+            child.wait_for_writing()
+            time.sleep(rng.uniform(*WRITING_S))
+        outcome.writing += child.kill()
         outcome.kills += 1
         killed.set()
         report(subject.end())
@@ -121,7 +137,10 @@ def run(child: Child, subject: Subject, kills: int, seed: int) -> Outcome:
             outcome.kills += 1
         address = child.start()
         report(subject.check(address))
-        say(f"kill {outcome.kills} of {kills}: {subject.acknowledged:,} writes acknowledged")
+        say(
+            f"kill {outcome.kills} of {kills}: {subject.acknowledged:,} writes acknowledged, "
+            f"{len(outcome.violations)} violations"
+        )
     child.stop()
     report(subject.check(child.start()))
     child.stop()
@@ -137,13 +156,27 @@ class ServiceChild:
         log: file for its standard error.
         opening: of the line in the log after which it begins to open its data: kills while it
             starts come after that.
+        data: its data directory.
+        unfinished: pattern of names in it, at any depth, of what is being written.
     """
 
-    def __init__(self, module: str, arguments: list[str], log: Path, opening: str) -> None:
+    def __init__(
+        self,
+        module: str,
+        arguments: list[str],
+        log: Path,
+        opening: str,
+        data: Path,
+        unfinished: str,
+    ) -> None:
         self._module = module
         self._arguments = arguments
         self._log = log
         self._opening = opening
+        self._data = data
+        self._unfinished = unfinished
+        self._seen: set[int] = set()
+        """Inodes of what earlier kills left."""
         self._opening_s = 1.0
         """From that line to being ready, in the latest start."""
         self._service: ServiceProcess | None = None
@@ -160,11 +193,20 @@ class ServiceChild:
         self._opening_s = ready - opened[0]
         return self._service.address
 
-    def kill(self) -> None:
-        """Ends it at once (SIGKILL)."""
+    def wait_for_writing(self) -> None:
+        """Returns when something unfinished appears, or after two seconds."""
+        deadline = time.monotonic() + 2
+        while not self._writing() and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+    def kill(self) -> bool:
+        """Ends it at once (SIGKILL); whether that left something unfinished."""
         assert self._service is not None
         self._service.kill()
         self._close()
+        left = self._writing()
+        self._seen |= left
+        return bool(left)
 
     def kill_while_starting(self, share: float) -> bool:
         """Starts it and kills it when about this share of opening its data has passed."""
@@ -191,6 +233,14 @@ class ServiceChild:
         self._close()
         if status:
             raise RuntimeError(f"{self._module} ended with status {status}; see {self._log}")
+
+    def _writing(self) -> set[int]:
+        """Inodes of what is being written now."""
+        found = set()
+        for path in self._data.rglob(self._unfinished):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(path.stat().st_ino)
+        return found - self._seen
 
     def _close(self) -> None:
         assert self._service is not None

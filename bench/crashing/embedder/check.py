@@ -23,7 +23,7 @@ SAMPLE = 24
 K = 30
 """Hits a search: more than there are items of one text, as a rule."""
 
-PAGE = 50
+PAGE = 100
 """So that there are several pages."""
 
 
@@ -186,7 +186,7 @@ def _texts(
 
 def _rows(vectors: dict[str, Vectors], reading: Reading) -> None:
     for id, vector in vectors.items():
-        value = contents.nearest_name(contents.ROW_OF, vector, 0.0)
+        value = contents.NAME_OF_ROW.get(vector.tobytes())
         reading.cells[Key(VECTORS, id)] = value
         if value is None:
             reading.disagree(f"nobody wrote the vector of {VECTORS}/{id}")
@@ -208,7 +208,7 @@ def _derived(name: str, items: list[Item], reading: Reading) -> None:
     }
     for position, item in enumerate(both):
         rows = {residual: block[position] for residual, block in projected.items()}
-        value = contents.nearest_name(rows, own[item.id], ALIKE)
+        value = contents.name_of(own[item.id], rows, ALIKE)
         if value is None:
             reading.disagree(f"{name} has no projection of the vector that {item} has")
         if value != contents.NO_RESIDUAL:

@@ -17,7 +17,9 @@ from foretell.types import Item
 from foretell.vectors import Vectors
 
 ITEM_IDS = tuple(f"item {number:03}" for number in range(240))
-VECTOR_IDS = tuple(f"vector {number:03}" for number in range(120))
+"""Few, so that writes meet."""
+VECTOR_IDS = tuple(f"vector {number:04}" for number in range(3_000))
+"""Enough for an approximate index, which is built anew and extended again and again."""
 
 ITEMS = "items"
 VECTORS = "crash.vectors"
@@ -28,7 +30,7 @@ PASSING = "crash.passing"
 """A derived collection that is deleted and created anew now and then."""
 
 TEXT_COLS = 384
-COLS = 16
+COLS = 32
 DERIVED_COLS = 8
 
 _FLAVOURS = ("vanilla", "smoked", "organic", "frozen", "", "salted", "whole", "lemon")
@@ -39,7 +41,7 @@ SHADES = ("", "red", "green", "blue")
 """Values of the items' one attribute; empty: it has none."""
 NO_RESIDUAL = "0"
 RESIDUALS = tuple(str(number) for number in range(1, 10))
-ROWS = tuple(str(number) for number in range(40))
+ROWS = tuple(str(number) for number in range(2_000))
 """Names of the rows in the vector collection."""
 
 
@@ -69,6 +71,8 @@ def _normal(seed: int, *shape: int) -> Vectors:
 ROW_OF = _named(ROWS, _unit(_normal(1, len(ROWS), COLS)))
 """Vectors of the vector collection by name; of length 1, so that each is nearest to itself."""
 
+NAME_OF_ROW = MappingProxyType({row.tobytes(): name for name, row in ROW_OF.items()})
+
 RESIDUAL_OF = _named(
     (NO_RESIDUAL, *RESIDUALS),
     np.concatenate([np.zeros((1, DERIVED_COLS), np.float32), _normal(2, 9, DERIVED_COLS)]),
@@ -93,7 +97,7 @@ PROJECTIONS = MappingProxyType({STEADY: _steady(), PASSING: _passing()})
 """Of the derived collections, by name."""
 
 
-def nearest_name(named: Mapping[str, Vectors], vector: Vectors, tolerance: float) -> Value:
+def name_of(vector: Vectors, named: Mapping[str, Vectors], tolerance: float) -> Value:
     """Which of the named vectors it is; None: none of them."""
     for name, row in named.items():
         if np.abs(row - vector).max() <= tolerance:

@@ -27,7 +27,10 @@ UNREPEATED = 2
 """Callers that do not repeat a lost write; more would leave too much open."""
 
 SIZES = (1, 2, 5, 12, 40)
-"""Elements of a write."""
+"""Elements of a call."""
+
+ROWS = (1, 20, 100, 600)
+"""Vectors of a call."""
 
 REPEATED_SHARE = 0.05
 """Of the answered writes that are sent once more: the answer must be the same."""
@@ -200,11 +203,11 @@ class Caller:
             ids = self._some(contents.ITEM_IDS)
             self._write(delete(ITEMS, ids, self._ledger.seq(), self._id()))
         else:
-            ids = self._some(contents.VECTOR_IDS)
+            ids = self._some(contents.VECTOR_IDS, ROWS[:-1])
             self._write(delete(VECTORS, ids, self._ledger.seq(), self._id()))
 
     def _put_vectors(self) -> None:
-        ids = self._some(contents.VECTOR_IDS)
+        ids = self._some(contents.VECTOR_IDS, ROWS)
         names = [str(name) for name in self._rng.choice(contents.ROWS, len(ids))]
         cells = dict(zip(ids, names, strict=True))
         self._write(put(VECTORS, cells, self._ledger.seq(), self._id()))
@@ -263,8 +266,8 @@ class Caller:
                 if again.seq != done.seq:
                     self._ledger.problem(f"repeated, a write got seq {again.seq} after {done.seq}")
 
-    def _some(self, ids: Sequence[str]) -> list[str]:
-        chosen = self._rng.choice(len(ids), self._rng.choice(SIZES), replace=False)
+    def _some(self, ids: Sequence[str], sizes: Sequence[int] = SIZES) -> list[str]:
+        chosen = self._rng.choice(len(ids), self._rng.choice(sizes), replace=False)
         return [ids[number] for number in chosen]
 
     def _id(self) -> str:

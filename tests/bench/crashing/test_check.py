@@ -17,7 +17,7 @@ from foretell.testing.embedder import FakeEmbedder
 from foretell.vectors import Vectors
 
 VALUES = {f"item {n:03}": f"{contents.TEXTS[n % 20]}|{contents.SHADES[n % 4]}" for n in range(60)}
-ROWS = {f"vector {n:03}": contents.ROWS[n] for n in range(20)}
+ROWS = {f"vector {n:04}": contents.ROWS[n] for n in range(20)}
 RESIDUALS = {"item 003": "1", "item 007": "9"}
 
 
@@ -67,7 +67,7 @@ def unknown_text(fake: FakeEmbedder) -> None:
 
 def other_row(fake: FakeEmbedder) -> None:
     rows = fake.collections[VECTORS].vectors
-    rows["vector 001"] = rows["vector 001"] * np.float32(1.001)
+    rows["vector 0001"] = rows["vector 0001"] * np.float32(1.001)
 
 
 def no_projection(fake: FakeEmbedder) -> None:
