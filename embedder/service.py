@@ -182,14 +182,14 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         )
         failed = {failure.index for failure in queries.failures}
         response = pb.SearchResponse(
-            results=[
-                pb.SearchResult() if index in failed else _result(each)
-                for index, each in enumerate(hits)
-            ],
             failures=queries.failures,
             missing_ids=dict.fromkeys([*queries.missing_ids, *_unknown(collection, request)]),
             timings=_timings(started, queries.timing, search_us=_since(searching)),
         )
+        for index, each in enumerate(hits):
+            result = response.results.add()
+            if index not in failed:
+                _fill(result, each)
         return _fitting(response, "k")
 
     async def CreateCollection(
@@ -312,6 +312,8 @@ def _queries(
     missing_ids: Sequence[str] = (),
 ) -> _Queries:
     """Puts the vectors of the good queries in their places."""
+    if len(good) == count:
+        return _Queries(vectors, failures, list(missing_ids), timing or Timing())
     block = np.zeros((count, collection.row.cols), np.float32)
     if len(good):
         block[list(good)] = vectors
@@ -349,11 +351,12 @@ def _unknown(collection: Collection, request: pb.SearchRequest) -> list[str]:
     return [id for id, known in zip(asked, collection.index.known(asked), strict=True) if not known]
 
 
-def _result(hits: Hits) -> pb.SearchResult:
-    result = pb.SearchResult(ids=hits.ids, scores=hits.scores.astype("<f4").tobytes())
+def _fill(result: pb.SearchResult, hits: Hits) -> None:
+    # In place: a message that is made and then copied into another takes twice the time.
+    result.ids.extend(hits.ids)
+    result.scores = hits.scores.astype("<f4", copy=False).tobytes()
     if hits.vectors is not None:
         result.vectors.CopyFrom(to_block(hits.vectors))
-    return result
 
 
 def _timings(started: float, timing: Timing, search_us: int = 0) -> common_pb2.Timings:
