@@ -76,6 +76,17 @@ class OnnxNetwork:
         return torch.from_numpy(hidden[real])
 
 
+class _Hidden(torch.nn.Module):
+    """A model with the hidden states as its only output."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.network = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return self.network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
 def export_onnx(model: Any, file: Path) -> None:
     """Writes a model of `transformers.AutoModel`, loaded with eager attention, as ONNX.
 
@@ -84,16 +95,11 @@ def export_onnx(model: Any, file: Path) -> None:
     """
     ids = torch.tensor([[1, 2, 3], [1, 2, 3]])
     axes = {0: "texts", 1: "tokens"}
-
-    class Hidden(torch.nn.Module):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            return model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-
     with warnings.catch_warnings():
         # That this exporter is the older one, and what it makes of constant shapes.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Hidden().eval(),
+            _Hidden(model).eval(),
             (ids, torch.tensor([[1, 1, 1], [1, 1, 0]])),
             str(file),
             dynamo=False,
