@@ -81,6 +81,15 @@ def of_items(connection: sqlite3.Connection, number: int, ids: Iterable[str]) ->
     return dict(select_in(connection, query, list(ids)))
 
 
+def has(connection: sqlite3.Connection, number: int, id: str, pair: Pair) -> bool:
+    """Whether a condition finds an item of a collection by one of its attributes."""
+    query = (
+        "SELECT 1 FROM attribute_values JOIN item_attributes ON attribute = number "
+        "WHERE collection = ? AND key = ? AND value = ? AND id = ?"
+    )
+    return connection.execute(query, (number, *pair, id)).fetchone() is not None
+
+
 def drop(connection: sqlite3.Connection, number: int) -> None:
     """Deletes all attributes of a collection."""
     connection.execute(

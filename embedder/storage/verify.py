@@ -6,6 +6,7 @@ It only reads, takes no lock, and may run beside an embedder that serves.
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,13 +18,13 @@ from numpy.typing import NDArray
 
 from embedder.search.accelerators import Accelerator
 from embedder.search.index import Frozen
-from embedder.storage import records, store
+from embedder.storage import attributes, records, store
 from embedder.storage.snapshot import DamagedError, Snapshot, Snapshots
 from embedder.storage.store import CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection, from_derived
-from foretell.texts import text_id
+from foretell.texts import number_of, text_id
 from foretell.vectors import Vectors
 from serving.database import select_in
 
@@ -83,6 +84,7 @@ def verify(folder: Path) -> Report:
         with _transaction(connection):
             _check_file(connection, report)
             _check_items(connection, report)
+            _check_attributes(connection, report)
             _check_vectors(connection, report)
             snapshots = Snapshots(folder / "snapshots", store.meta(connection)["store"])
         for path in sorted(snapshots.paths()):
@@ -156,6 +158,23 @@ def _check_items(connection: sqlite3.Connection, report: Report) -> None:
         "WHERE NOT EXISTS (SELECT 1 FROM items WHERE items.hash = texts.hash)"
     )
     report.all("text vector without an item", (key for (key,) in unused))
+
+
+def _check_attributes(connection: sqlite3.Connection, report: Report) -> None:
+    """The attributes that conditions find, against those in the items."""
+    for value, as_number in connection.execute("SELECT value, as_number FROM attribute_values"):
+        if as_number != number_of(value):
+            report.add("attribute that reads as another number", repr(value))
+    count = 0
+    for number, id, found in connection.execute("SELECT collection, id, attributes FROM items"):
+        for key, value in json.loads(found).items():
+            if attributes.has(connection, number, id, (key, value)):
+                count += 1
+            else:
+                report.add("attribute that no condition finds", f"collection {number}, {id!r}")
+    (rows,) = connection.execute("SELECT count(*) FROM item_attributes").fetchone()
+    if rows > count:  # each of an item is found by one row
+        report.add("attributes without an item", rows - count)
 
 
 def _check_vectors(connection: sqlite3.Connection, report: Report) -> None:
@@ -290,10 +309,11 @@ def _recall(frozen: Frozen, accelerator: Accelerator) -> float:
     k = min(10, len(rows))
     sample = np.linspace(0, len(rows) - 1, min(SAMPLED, len(rows))).astype(np.int64)
     queries = np.ascontiguousarray(rows[sample])
-    _, found = accelerator.search(queries, k)
+    # What it finds is scored again; so it is asked for more than are wanted.
+    _, found = accelerator.search(queries, min(10 * k, len(rows)))
     scores = queries @ rows.T
     least = np.partition(scores, -k, axis=1)[:, -k]
     own = np.take_along_axis(scores, np.maximum(found, 0), axis=1)
     # By score: equal vectors may stand for one another.
     good = (found >= 0) & (own >= least[:, None] - 1e-5 * np.abs(least[:, None]))
-    return float(good.mean())
+    return float(np.minimum(good.sum(axis=1) / k, 1).mean())

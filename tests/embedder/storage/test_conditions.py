@@ -13,6 +13,7 @@ from embedder.storage import records, store
 from embedder.storage.conditions import ID_BYTES, Conditions, matching
 from embedder.storage.records import ItemRow
 from embedder.storage.store import Store
+from embedder.storage.verify import verify
 from embedder.storage.writer import _item_row
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.testing.conditions import matches
@@ -155,6 +156,25 @@ def test_conditions_answer_after_a_restart(tmp_path: Path) -> None:
     condition = _range("a", "gte", 3, "lt", 10)
     assert sorted(matching(opened.database.connection(), number, condition)) == ["1", "2"]
     opened.close()
+
+
+def test_verify_compares_attributes_with_the_items(tmp_path: Path) -> None:
+    opened = Store(tmp_path, "aa" * 16, "one")
+    number = collection(opened, "one")
+    put(opened, number, {"1": {"a": "1", "b": "x"}, "2": {"a": "1", "c": "a\0b"}})
+    assert verify(tmp_path).findings == []
+
+    def spoil(connection: sqlite3.Connection) -> None:
+        connection.execute("UPDATE attribute_values SET as_number = 2 WHERE value = '1'")
+        connection.execute("UPDATE attribute_values SET value = 'y' WHERE value = 'x'")
+
+    opened.database.submit(spoil).result()
+    opened.close()
+    assert verify(tmp_path).findings == [
+        "attribute that reads as another number: '1'",
+        "attribute that no condition finds: collection 1, '1'",
+        "attributes without an item: 1",
+    ]
 
 
 def test_an_answer_is_kept_until_the_collection_changes(opened: Store) -> None:
