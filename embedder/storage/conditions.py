@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 
@@ -13,9 +15,6 @@ Ids = tuple[str, ...]
 
 CACHE_BYTES = 64 * 1024 * 1024
 """Memory for the ids of conditions that were asked for lately."""
-
-ID_BYTES = 72
-"""An id in memory: 8 bytes in the tuple, 49 of the string, and its characters."""
 
 STEPS = 10_000
 """Instructions of SQLite's machine, some 0.5 ms, between two looks at whether to go on."""
@@ -28,6 +27,17 @@ _LEAF = (
 _BOUNDS = {"gte": ">=", "gt": ">", "lte": "<=", "lt": "<"}
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The answer to a condition."""
+
+    seq: int
+    """Of the collection, when it was given."""
+    ids: Ids
+    size: int
+    """Bytes in memory."""
+
+
 class Conditions:
     """Evaluates conditions, and remembers the ids until their collection changes. Thread-safe."""
 
@@ -35,7 +45,7 @@ class Conditions:
         self._cache_bytes = cache_bytes
         self._bytes = 0
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[int, bytes], tuple[int, Ids]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, bytes], _Known] = OrderedDict()
 
     def ids(
         self,
@@ -60,30 +70,27 @@ class Conditions:
         key = number, condition.SerializeToString(deterministic=True)
         with self._lock:
             known = self._known.get(key)
-            if known is not None and known[0] == seq:
+            if known is not None and known.seq == seq:
                 self._known.move_to_end(key)
-                return known[1]
+                return known.ids
         found = matching(connection, number, condition, cancelled)
-        if _size(key, found) <= self._cache_bytes:
-            self._keep(key, seq, found)
+        size = sum(map(sys.getsizeof, (found, *key, *found)))
+        if size <= self._cache_bytes:
+            self._keep(key, _Known(seq, found, size))
         return found
 
-    def _keep(self, key: tuple[int, bytes], seq: int, found: Ids) -> None:
+    def _keep(self, key: tuple[int, bytes], known: _Known) -> None:
         with self._lock:
             self._forget(key)
-            self._known[key] = seq, found
-            self._bytes += _size(key, found)
+            self._known[key] = known
+            self._bytes += known.size
             while self._bytes > self._cache_bytes:
                 self._forget(next(iter(self._known)))
 
     def _forget(self, key: tuple[int, bytes]) -> None:
         known = self._known.pop(key, None)
         if known is not None:
-            self._bytes -= _size(key, known[1])
-
-
-def _size(key: tuple[int, bytes], found: Ids) -> int:
-    return len(key[1]) + ID_BYTES * (len(found) + 1)
+            self._bytes -= known.size
 
 
 def matching(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.storage import records, store
-from embedder.storage.conditions import ID_BYTES, Conditions, matching
+from embedder.storage.conditions import Conditions, matching
 from embedder.storage.records import ItemRow
 from embedder.storage.store import Store
 from embedder.storage.verify import verify
@@ -200,12 +200,12 @@ def test_answers_are_kept_within_bounds(opened: Store) -> None:
     connection = opened.database.connection()
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
-    known = Conditions(cache_bytes=30 * ID_BYTES)
+    known = Conditions(cache_bytes=2_000)  # an id takes 58
     all_of = [pb.Condition(exists=key) for key in "abc"]
     for condition in (all_of[0], all_of[1], all_of[0], all_of[2], all_of[0], all_of[1]):
         known.ids(connection, number, 1, condition)
     assert len(statements) == 4  # `b` was used least lately when `c` came
-    small = Conditions(cache_bytes=5 * ID_BYTES)
+    small = Conditions(cache_bytes=500)
     for _ in range(2):
         small.ids(connection, number, 1, all_of[0])
     assert len(statements) == 6

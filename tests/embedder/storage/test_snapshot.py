@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.search.index import IndexOptions, VectorIndex
+from embedder.search.accelerators import LEAST
+from embedder.search.index import Frozen, IndexOptions, VectorIndex
 from embedder.storage import snapshot
 from embedder.storage.snapshot import HashedFile, Snapshots
 from embedder.storage.store import CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.vectors import to_block
 
-COUNT = 1_100
+COUNT = LEAST
 """Enough for an accelerator."""
+
+SEQ = COUNT + 1
+"""Of what `filled(COUNT)` has."""
 
 ROW = CollectionRow(3, "given", pb.COLLECTION_KIND_VECTOR, None, 16, created_seq=1, seq=1)
 APPROXIMATE = IndexOptions(approximate_from=COUNT)
@@ -41,13 +45,18 @@ def filled(count: int, options: IndexOptions = APPROXIMATE) -> VectorIndex:
     return index
 
 
+@cache
+def frozen(count: int) -> Frozen:
+    return filled(count).frozen()
+
+
 def content(index: VectorIndex) -> dict[str, tuple[bytes, int]]:
     ids, seqs = index.changed_after(-1)
     rows = index.get(ids)
     return {id: (rows[id].tobytes(), int(seq)) for id, seq in zip(ids, seqs, strict=True)}
 
 
-def loaded(snapshots: Snapshots, seq: int = 2_000) -> VectorIndex | None:
+def loaded(snapshots: Snapshots, seq: int = SEQ + 1) -> VectorIndex | None:
     found = snapshots.load(ROW, seq)
     return None if found is None else VectorIndex.restored(ROW.cols, APPROXIMATE, found.frozen)
 
@@ -83,7 +92,7 @@ def test_an_accelerator_comes_back(tmp_path: Path) -> None:
     index = filled(COUNT)
     assert index.name != "exact"
     snapshots = Snapshots(tmp_path, "a store")
-    snapshots.write(ROW, 1101, index.frozen())
+    snapshots.write(ROW, SEQ, index.frozen())
     again = loaded(snapshots)
     assert again is not None
     assert again.name == index.name
@@ -138,25 +147,25 @@ DAMAGE: dict[str, tuple[Harm, str]] = {
     **dict(damage_of_files()),
     "another seq": (
         lambda p: (p / "manifest.json").write_text(
-            (p / "manifest.json").read_text().replace('"seq": 1101', '"seq": 1099')
+            (p / "manifest.json").read_text().replace(f'"seq": {SEQ}', f'"seq": {SEQ - 1}')
         ),
         "sha256",
     ),
     "other columns": (lambda p: signed(p, cols=5), "5 columns"),
-    "ahead": (lambda p: signed(p, seq=2_001), "seq 2001"),
+    "ahead": (lambda p: signed(p, seq=SEQ + 2), f"seq {SEQ + 2}"),
     "before the collection": (lambda p: signed(p, seq=0), "seq 0"),
     "another store": (lambda p: signed(p, store="another"), "another store"),
     "another collection": (lambda p: signed(p, collection=4), "another store or collection"),
     "another format": (lambda p: signed(p, format=2), "format 2"),
-    "other slots": (lambda p: signed(p, slots=1099), ""),
-    "other vectors": (lambda p: signed(p, vectors=1099), "as many vectors"),
+    "other slots": (lambda p: signed(p, slots=COUNT - 1), ""),
+    "other vectors": (lambda p: signed(p, vectors=COUNT - 1), "as many vectors"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     snapshots = Snapshots(tmp_path, "a store")
-    snapshots.write(ROW, 1101, filled(COUNT).frozen())
+    snapshots.write(ROW, SEQ, frozen(COUNT))
     (path,) = snapshots.paths()
     assert loaded(snapshots) is not None
     harm, reason = DAMAGE[damage]
@@ -169,16 +178,16 @@ def test_damage_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage
 
 def test_an_older_good_one_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = Snapshots(tmp_path, "a store")
-    snapshots.write(ROW, 61, filled(60).frozen())
+    snapshots.write(ROW, 61, frozen(60))
     with monkeypatch.context() as patch:
         patch.setattr(snapshot, "_delete", lambda path: None)  # it was killed before it did that
-        snapshots.write(ROW, 71, filled(70).frozen())
+        snapshots.write(ROW, 71, frozen(70))
     older, newer = sorted(snapshots.paths())
     flip(newer / "rows.f32", 0.5)
     found = snapshots.load(ROW, 1_000)
     assert found is not None
     assert (found.path, found.manifest.seq) == (older, 61)
-    snapshots.write(ROW, 81, filled(80).frozen())
+    snapshots.write(ROW, 81, frozen(80))
     assert len(snapshots.paths()) == 1
 
 
@@ -199,7 +208,7 @@ def test_files_are_synced_before_the_snapshot_has_its_name(
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(os, "rename", note_rename)
     folder = tmp_path / "snapshots"
-    Snapshots(folder, "a store").write(ROW, 1101, filled(COUNT).frozen())
+    Snapshots(folder, "a store").write(ROW, SEQ, frozen(COUNT))
     assert events == [
         "sync rows.f32",
         "sync seqs.i64",
@@ -218,7 +227,7 @@ def test_a_full_disk_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     snapshots = Snapshots(tmp_path, "a store")
-    snapshots.write(ROW, 1101, filled(COUNT).frozen())
+    snapshots.write(ROW, SEQ, frozen(COUNT))
     real = HashedFile.__init__
 
     def full(self: HashedFile, path: Path) -> None:
@@ -229,7 +238,7 @@ def test_a_full_disk_leaves_the_one_before(
 
     monkeypatch.setattr(HashedFile, "__init__", full)
     with pytest.raises(OSError, match="No space left"):
-        snapshots.write(ROW, 1102, filled(COUNT).frozen())
+        snapshots.write(ROW, SEQ + 1, frozen(COUNT))
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["3-1"]
     assert loaded(snapshots) is not None
@@ -237,8 +246,8 @@ def test_a_full_disk_leaves_the_one_before(
 
 def test_what_is_left_over_goes(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path, "a store")
-    snapshots.write(ROW, 61, filled(60).frozen())
-    snapshots.write(replace(ROW, number=4), 61, filled(60).frozen())
+    snapshots.write(ROW, 61, frozen(60))
+    snapshots.write(replace(ROW, number=4), 61, frozen(60))
     (tmp_path / "3-2.new").mkdir()
     (tmp_path / "3-0.old").mkdir()
     snapshots.keep_only([3])
@@ -249,11 +258,11 @@ def test_the_manifest_says_what_is_there(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path, "a store")
     index = filled(COUNT)
     index.remove(["id 7"])
-    snapshots.write(ROW, 1101, index.frozen())
-    found = snapshots.load(ROW, 1101)
+    snapshots.write(ROW, SEQ, index.frozen())
+    found = snapshots.load(ROW, SEQ)
     assert found is not None
     assert asdict(found.manifest) == manifest_of(found.path)
-    assert (found.manifest.slots, found.manifest.vectors) == (1100, 1099)
+    assert (found.manifest.slots, found.manifest.vectors) == (COUNT, COUNT - 1)
     for name, file in found.manifest.files.items():
         assert file == snapshot.file_digest(found.path / name)
 
