@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from embedder.search.slots import Slots
 from foretell.vectors import Vectors
 
-LEAST = 1_024
-"""Vectors from which there may be one: k-means needs some."""
+LEAST = 5_000
+"""Vectors from which there may be one: 39 for each list, as k-means asks for."""
 
 TRAINED_ON = 128
 """Vectors in a list's training."""
@@ -98,7 +98,7 @@ class Accelerator:
     def __init__(self, kind: str, index: Any) -> None:
         self.kind = kind
         self.effort = 1
-        self.recall: float | None = 1.0 if KINDS[kind].exact else None
+        self.recall: float | None = 1.0 if self.exact else None
         self._index = index
         self._turn = threading.Lock()
         if KINDS[kind].on_gpu:
@@ -143,6 +143,11 @@ class Accelerator:
     def covered(self) -> int:
         """It knows the slots below this one."""
         return int(self._index.ntotal)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it finds everything."""
+        return KINDS[self.kind].exact
 
     @property
     def most_hits(self) -> int:

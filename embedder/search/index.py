@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.search.accelerators import LEAST, Accelerator, has_gpu
-from embedder.search.building import Build, tune
+from embedder.search.building import TESTED, Asked, Build, tune
 from embedder.search.exact import Hits
 from embedder.search.lock import ReadWriteLock
 from embedder.search.searcher import Filter, Searcher
@@ -105,6 +105,9 @@ class VectorIndex:
         """Held by whoever changes the table, also while searches go on."""
         self._maintaining = threading.Lock()
         self._build: Build | None = None
+        self._asked = Asked(cols)
+        self._tuned_at = TESTED
+        """Queries noted, from which the accelerator is tuned again."""
         self._step_rows = 16
         """Vectors that the accelerator takes in about STEP_S."""
 
@@ -209,6 +212,8 @@ class VectorIndex:
             filters: none, or one per query.
             include_vectors: whether the hits have their vectors.
         """
+        if self._accelerator is not None:
+            self._asked.note(queries)
         with self._lock.read():
             return Searcher(self._table, self._accelerator).search(
                 queries, k, filters, include_vectors=include_vectors
@@ -225,7 +230,7 @@ class VectorIndex:
                 self._build = self._planned()
             if self._build is None:
                 return self._extend() or self._tune()
-            if self._build.step():
+            if self._build.step(self._asked):
                 self._install(self._build)
                 self._build = None
             return True
@@ -263,9 +268,10 @@ class VectorIndex:
         return True
 
     def _tune(self) -> bool:
-        """Tunes an accelerator that was restored."""
-        accelerator = self._accelerator
-        if accelerator is None or accelerator.recall is not None:
+        """Tunes an accelerator that was restored, or when there are new queries to learn from."""
+        accelerator, count = self._accelerator, self._asked.count
+        if accelerator is None or (accelerator.recall is not None and count < self._tuned_at):
             return False
-        tune(self._table, accelerator)
+        tune(self._table, accelerator, self._asked.sample())
+        self._tuned_at = max(TESTED, 4 * count)
         return True

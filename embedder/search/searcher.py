@@ -30,13 +30,13 @@ AllSlots = NDArray[np.bool_]
 """Which slots are alive, or allowed, shape (slots,)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Filter:
-    """What one query may answer. Queries that share one object are searched together."""
+    """What one query may answer."""
 
     allow: Collection[str] | None = None
-    """Only these ids; None: all."""
-    deny: Collection[str] = frozenset()
+    """Only these ids; None: all. Queries that share one object are searched together."""
+    deny: frozenset[str] = frozenset()
     """None of these ids."""
 
 
@@ -76,9 +76,9 @@ class Searcher:
         self, queries: Vectors, k: Slots, filters: Sequence[Filter]
     ) -> Iterator[tuple[Slots, Pairs]]:
         """Queries that are searched together, and slots among which the best of each are."""
-        by_filter: dict[int, list[int]] = {}
+        by_filter: dict[tuple[int, frozenset[str]], list[int]] = {}
         for query, one in enumerate(filters):
-            by_filter.setdefault(id(one), []).append(query)
+            by_filter.setdefault((id(one.allow), one.deny), []).append(query)
         by_hits: dict[int, list[int]] = {}
         denied: dict[int, Slots] = {}
         for members in by_filter.values():

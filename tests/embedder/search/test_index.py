@@ -1,10 +1,7 @@
 """The index against a matrix product over everything."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 
@@ -205,21 +202,3 @@ def test_searches_beside_changes_see_whole_states(rng: np.random.Generator) -> N
     for thread in threads:
         thread.join()
     assert faults == []
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    getattr(faiss, "get_num_gpus", lambda: 0)() == 0, reason="needs a faiss with a GPU"
-)
-def test_the_gpus_index_agrees_with_the_cpus(rng: np.random.Generator) -> None:
-    gpu, model = VectorIndex(COLS), Model()
-    assert gpu.name == "exact"
-    make: Callable[..., Any] = random_rows
-    fill(gpu, model, [str(i) for i in range(5_000)], make(rng, 5_000))
-    gpu.remove([str(i) for i in range(100)])
-    for i in range(100):
-        del model.rows[str(i)]
-    queries = make(rng, 20)
-    one = Filter(deny=frozenset(str(i) for i in range(3_000)))
-    for found, query in zip(gpu.search(queries, 10, [one] * 20), queries, strict=True):
-        model.agrees(found, query, 10, one)
