@@ -6,6 +6,7 @@ import foretell
 from foretell import _convert, limits
 from foretell.conditions import AllOf, AnyOf, NoneOf, OneOf, Range
 from foretell.embedder.v1 import embedder_service_pb2 as epb
+from foretell.texts import number_of
 
 kind, price = foretell.attribute("kind"), foretell.attribute("price")
 
@@ -100,3 +101,15 @@ def test_python_s_own_logic_is_refused() -> None:
         kind.is_in("tea")
     with pytest.raises(TypeError, match=r"attribute\(\) makes conditions"):
         _convert.filters_to_proto((), "kind = 'tea'")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *[("12", 12), ("-0.5", -0.5), ("1e3", 1000), ("+.5E-1", 0.05), ("5.", 5), ("007", 7)],
+        *[(text, None) for text in ("", ".", "-", " 12", "12 ", "12\n", "12 OZ", "1,000", "0x10")],
+        *[(text, None) for text in ("inf", "nan", "1e400", "1_0", "\u0663", "1e", "--1", "1.2.3")],
+    ],
+)
+def test_what_counts_as_a_number(text: str, number: float | None) -> None:
+    assert number_of(text) == number
