@@ -6,6 +6,8 @@ What is checked belongs to a `Subject`; `ServiceChild` runs any of the services.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import os
 import subprocess
 import sys
 import threading
@@ -110,7 +112,11 @@ class Outcome:
 
 
 def run(child: Child, subject: Subject, kills: int, seed: int) -> Outcome:
-    """Kills the child so many times, and checks after each restart and once more at the end."""
+    """Kills the child so many times, and checks after each restart and once more at the end.
+
+    Raises:
+        RuntimeError: it does not start again.
+    """
     outcome = Outcome()
 
     def report(found: list[Violation]) -> None:
@@ -118,7 +124,14 @@ def run(child: Child, subject: Subject, kills: int, seed: int) -> Outcome:
             say(f"seed {seed}, kill {outcome.kills}: {violation.kind}: {violation.what}")
             outcome.violations.append((outcome.kills, violation))
 
-    address = child.start()
+    def started() -> str:
+        try:
+            return child.start()
+        except RuntimeError:
+            say(f"seed {seed}, kill {outcome.kills}: it does not start")
+            raise
+
+    address = started()
     report(subject.check(address))
     while outcome.kills < kills:
         rng = np.random.default_rng([seed, outcome.kills])
@@ -135,14 +148,14 @@ def run(child: Child, subject: Subject, kills: int, seed: int) -> Outcome:
         while outcome.kills < kills and rng.random() < STARTING_SHARE:
             outcome.starting += child.kill_while_starting(rng.random())
             outcome.kills += 1
-        address = child.start()
+        address = started()
         report(subject.check(address))
         say(
             f"kill {outcome.kills} of {kills}: {subject.acknowledged:,} writes acknowledged, "
             f"{len(outcome.violations)} violations"
         )
     child.stop()
-    report(subject.check(child.start()))
+    report(subject.check(started()))
     child.stop()
     return outcome
 
@@ -237,9 +250,11 @@ class ServiceChild:
     def _writing(self) -> set[int]:
         """Inodes of what is being written now."""
         found = set()
-        for path in self._data.rglob(self._unfinished):
-            with contextlib.suppress(FileNotFoundError):
-                found.add(path.stat().st_ino)
+        # Unlike Path.rglob, os.walk passes over folders that are deleted meanwhile.
+        for folder, folders, files in os.walk(self._data):
+            for name in fnmatch.filter([*folders, *files], self._unfinished):
+                with contextlib.suppress(FileNotFoundError):
+                    found.add(Path(folder, name).stat().st_ino)
         return found - self._seen
 
     def _close(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from bench.crashing.embedder import contents
 from bench.crashing.embedder.contents import ITEMS, PROJECTIONS, VECTORS
 from bench.crashing.model import Key, Kind, Value, Violation
-from foretell import Client, Item
+from foretell import Client, Filter, Item, attribute
 from foretell.vectors import Vectors
 
 ALIKE = 1e-4
@@ -71,6 +71,8 @@ def read(client: Client, text_vectors: dict[str, Vectors], seed: Sequence[int]) 
             reading.disagree(f"{name} has {collection.items} items and lists {len(listed)}")
         _watch(client, name, vectors, reading)
         _search(client, name, vectors, rng, reading)
+        if name != VECTORS:
+            _conditions(client, name, listed, reading)
         if name == ITEMS:
             items = listed
             _texts(items, vectors, text_vectors, reading)
@@ -167,6 +169,19 @@ def _search(
         as_near = sum(score >= own - ALIKE for score in scores.values())
         if as_near <= K and id not in hits.ids:
             reading.disagree(f"{where} does not find it")
+
+
+def _conditions(client: Client, name: str, listed: list[Item], reading: Reading) -> None:
+    """A condition over attributes finds all the items that have them, and no others."""
+    if not listed:
+        return
+    for shade in filter(None, contents.SHADES):
+        right = {item.id for item in listed if item.attributes.get("shade") == shade}
+        where = Filter(where=attribute("shade") == shade)
+        found = client.search(ids=[listed[0].id], collection=name, k=len(listed), filters=where)
+        wrong = right.symmetric_difference(found.hits[0].ids)
+        if wrong:
+            reading.disagree(f"in {name} the condition {shade} is wrong about {sorted(wrong)}")
 
 
 def _texts(
