@@ -81,3 +81,31 @@ def test_new_readers_wait_for_a_waiting_writer() -> None:
     for thread in threads:
         thread.join()
     assert order == ["writer", "reader"]
+
+
+def test_a_waiting_reader_comes_before_the_next_writer() -> None:
+    lock = ReadWriteLock()
+    order: list[str] = []
+    waiting = threading.Event()
+
+    def read() -> None:
+        waiting.set()
+        with lock.read():
+            order.append("reader")
+
+    def write() -> None:
+        with lock.write():
+            order.append("writer")
+
+    threads = [threading.Thread(target=read), threading.Thread(target=write)]
+    with lock.write():
+        threads[0].start()
+        assert waiting.wait(LONG_S)
+        while not lock._readers_waiting:
+            threading.Event().wait(1e-3)
+        threads[1].start()
+        while not lock._writers_waiting:
+            threading.Event().wait(1e-3)
+    for thread in threads:
+        thread.join(LONG_S)
+    assert order == ["reader", "writer"]
