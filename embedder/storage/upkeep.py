@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +16,10 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 0.5
 """Between two rounds."""
+
+NICENESS = 10
+"""Of the thread, and so of faiss' threads below it: with both cores busy, writes became a quarter
+faster while an index was built."""
 
 RETRY_S = 60.0
 """After a failure."""
@@ -66,6 +72,8 @@ class Upkeep:
         self._thread.join()
 
     def _run(self) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while not self._stop.is_set():
             self._wake.wait(RETRY_S)
             self._wake.clear()
