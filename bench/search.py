@@ -71,7 +71,7 @@ SEARCH = "/foretell.embedder.v1.EmbedderService/Search"
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "IVF{lists},RaBitQfs,RFlat": {"k_factor": 3.2},
-    "IVF{lists},PQ192x4fs,RFlat": {"k_factor": 6.4},
+    "IVF{lists},PQ192x4fs,RFlat": {"k_factor": 12.8},
     "IVF{lists},SQ8,RFlat": {"k_factor": 1.6},
     "IVF{lists},Flat": {},
     "HNSW32,SQ8,RFlat": {"k_factor": 3.2},
