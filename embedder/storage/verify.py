@@ -170,7 +170,12 @@ def _check_attributes(connection: sqlite3.Connection, report: Report) -> None:
             report.add("attribute that reads as another number", repr(value))
     count = 0
     for number, id, found in connection.execute("SELECT collection, id, attributes FROM items"):
-        for key, value in json.loads(found).items():
+        try:
+            pairs = list(json.loads(found).items())
+        except ValueError:
+            report.add("item whose attributes are no JSON", f"collection {number}, {id!r}")
+            continue
+        for key, value in pairs:
             if attributes.has(connection, number, id, (key, value)):
                 count += 1
             else:

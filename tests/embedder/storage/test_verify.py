@@ -43,6 +43,8 @@ async def data(open_collections: Callable[[], Any], tmp_path: Path) -> Path:
     await create(pb.CreateCollectionRequest(name="given", vector=pb.VectorCollection(cols=5)))
     await create(pb.CreateCollectionRequest(name="derived", derived=projection.to_derived("items")))
     await writer.upsert_items(upsert(a="red", b="blue", c="red", d="", e="a red one", f="blue"))
+    red = pb.Item(id="a", text="red", attributes={"colour": "red", 'a "key"': "1"})
+    await writer.upsert_items(pb.UpsertItemsRequest(items=[red]))
     await writer.put_vectors(put("derived", ["a", "b"]))
     await writer.put_vectors(put("given", [f"id {i}" for i in range(COUNT)]))
     await writer.delete_items(pb.DeleteItemsRequest(ids=["f"]))
@@ -88,6 +90,7 @@ IN_SQLITE = {
     "SELECT collection, id, seq FROM items WHERE id = 'a'",
     "vector that has a tombstone": "INSERT INTO tombstones "
     "SELECT collection, id, seq FROM vectors WHERE id = 'id 5'",
+    "item whose attributes are no JSON": "UPDATE items SET attributes = '{' WHERE id = 'a'",
     "residual without an item": "DELETE FROM items WHERE id = 'a'",
     "item in a collection without texts": f"UPDATE items SET {GIVEN} WHERE id = 'a'",
     "vector in a text collection": "UPDATE vectors SET collection = "
