@@ -85,7 +85,7 @@ class EmbedderSettings(ServiceSettings):
     max_tokens: int | None = Field(default=None, ge=2, le=32_768)
     """Tokens of a text that are read; default: the encoder's own maximum."""
     max_batch_tokens: int | None = Field(default=None, ge=64, le=1_048_576)
-    """Tokens in one forward pass; default 2,048 on a CPU, 32,768 on a GPU."""
+    """Tokens in one forward pass; default 512 on a CPU, 32,768 on a GPU."""
     max_queue_texts: int = Field(default=20_000, ge=1)
     """Texts that may wait for the encoder; beyond that calls get RESOURCE_EXHAUSTED."""
     device: Device = Device.AUTO

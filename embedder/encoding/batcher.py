@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 TOKENIZED_TOGETHER = 512
 """Texts that the tokenizer takes at once, so that a long call does not hold up short ones."""
 
+WORTHWHILE = 0.25
+"""Part of a batch's tokens that must wait for another pass to begin beside one that runs: small
+batches are slow for each text, and while one runs the next one grows."""
+
 SMOOTHING = 0.2
 """Weight of the latest batch in the mean of texts per second."""
 
@@ -72,6 +76,16 @@ class _Job:
         """Rows that no batch took."""
         return len(self.texts) - self.taken
 
+    @property
+    def left_tokens(self) -> int:
+        """Their tokens."""
+        return int(self.ends[-1]) - self.taken_tokens
+
+    @property
+    def taken_tokens(self) -> int:
+        """Tokens of the rows that a batch took."""
+        return int(self.ends[self.taken - 1]) if self.taken else 0
+
     def add(self, tokens: TokenBatch, seconds: float, cols: int) -> bool:
         """The next texts are tokenized; whether all are."""
         self.parts.append(tokens)
@@ -91,11 +105,10 @@ class _Job:
         """Takes the next rows for up to `budget` tokens, or one longer row; tokens taken."""
         if not self.left or not (budget > 0 or at_least_one):
             return 0
-        before = int(self.ends[self.taken - 1]) if self.taken else 0
+        before = self.taken_tokens
         end = int(np.searchsorted(self.ends, before + budget, side="right"))
-        end = max(end, self.taken + at_least_one)
-        self.taken = end
-        return int(self.ends[end - 1]) - before if end else 0
+        self.taken = max(end, self.taken + at_least_one)
+        return self.taken_tokens - before
 
     def begin(self, now: float) -> None:
         """A forward pass with some of its rows begins."""
@@ -140,11 +153,10 @@ class Batcher:
     and to no others; a batch that is too large for the memory is tried once more in two halves.
 
     Args:
-        backend: the network, called from `workers` threads.
+        backend: the network, called from a thread for each of its `workers`.
         tokenize: gives the token ids of some texts, called from one thread.
         batch_tokens: tokens in a batch; None: the backend's own number.
         max_queue_texts: texts of all calls that may wait.
-        workers: batches at a time. With two, a GPU has the next one when it has done the last.
     """
 
     def __init__(
@@ -154,7 +166,6 @@ class Batcher:
         *,
         batch_tokens: int | None = None,
         max_queue_texts: int = 20_000,
-        workers: int = 1,
     ) -> None:
         self.texts_encoded = 0
         self._backend = backend
@@ -170,8 +181,10 @@ class Batcher:
         self._ready = threading.Condition(self._lock)
         self._jobs: deque[_Job] = deque()
         """All are, and some are in no batch."""
+        self._passes = 0
+        """Forward passes that run."""
         self._closed = False
-        loops = [self._tokenize_all, *[self._encode_all] * workers]
+        loops = [self._tokenize_all, *[self._encode_all] * backend.workers]
         self._threads = [
             threading.Thread(target=self._keep_up, args=(each,), name=each.__name__, daemon=True)
             for each in loops
@@ -305,25 +318,38 @@ class Batcher:
         """Encodes what is tokenized, until the end."""
         while shares := self._next_batch():
             held[:] = [job for job, _ in shares]
-            self._encode(shares)
+            try:
+                self._encode(shares)
+            finally:
+                with self._lock:
+                    self._passes -= 1
             held.clear()
 
     def _next_batch(self) -> list[_Share]:
         """Rows of the waiting calls; empty at the end."""
         with self._lock:
             while not self._closed:
-                shares = self._take()
-                if shares:
+                self._jobs = deque(job for job in self._jobs if not job.future.done())
+                if self._jobs and self._worthwhile():
                     now = time.perf_counter()
+                    shares = self._take()
                     for job, _ in shares:
                         job.begin(now)
+                    self._passes += 1
                     return shares
                 self._ready.wait()
         return []
 
+    def _worthwhile(self) -> bool:
+        """Whether to begin a pass now."""
+        if not self._passes:
+            return True
+        waiting = sum(job.left_tokens for job in self._jobs)
+        return waiting >= WORTHWHILE * self._batch_tokens
+
     def _take(self) -> list[_Share]:
-        """The next batch. Calls that left are dropped."""
-        jobs = [job for job in self._jobs if not job.future.done()]
+        """The next batch."""
+        jobs = list(self._jobs)
         before = [job.taken for job in jobs]
         budget = self._batch_tokens
         # First an equal share each, of at least one text while anything is left; then the rest to

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from embedder.encoding.backend import NetworkBackend
+from embedder.encoding.backend import NetworkBackend, workers
 from embedder.encoding.bert import PackedBert
 from embedder.encoding.encoder import EncoderFiles, Tokenizer, unreadable
 from embedder.encoding.padded import OnnxNetwork, PaddedModel, export_onnx
@@ -118,7 +118,7 @@ def load(
     if runtime is Runtime.ONNXRUNTIME:
         if precision is Precision.BFLOAT16 or place == "cuda":
             raise FailedPreconditionError("runtime onnxruntime runs in float32 on the CPU")
-        network = OnnxNetwork(_onnx_file(files, mark), threads)
+        network = OnnxNetwork(_onnx_file(files, mark), threads // workers(threads))
         return compared(Encoder(backend(network), "onnxruntime float32, padded", Agreement(1, 1)))
     if precision is Precision.BFLOAT16:
         return compared(in_torch(torch.bfloat16))

@@ -77,7 +77,7 @@ class TokenBatch:
 
 
 class Backend(Protocol):
-    """What runs the network. Called from one thread only."""
+    """What runs the network. Called from up to `workers` threads at once."""
 
     device: str
     """cpu or cuda."""
@@ -85,6 +85,8 @@ class Backend(Protocol):
     """Dimensions of a vector."""
     batch_tokens: int
     """Tokens in one forward pass that use the hardware well."""
+    workers: int
+    """Forward passes at a time that do."""
 
     def encode(self, batch: TokenBatch) -> Vectors:
         """Vectors of length 1, shape (texts, cols)."""

@@ -33,6 +33,7 @@ class FakeBackend:
     device: str = "cpu"
     cols: int = COLS
     batch_tokens: int = 256
+    workers: int = 1
     batches: list[list[str]] = field(default_factory=list)
     """The texts of each forward pass."""
     before: Callable[[list[str]], None] = lambda texts: None

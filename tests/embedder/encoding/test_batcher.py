@@ -1,12 +1,14 @@
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from embedder.encoding.batcher import Batcher
+from embedder.encoding.encoder import TokenBatch
 from foretell.errors import ResourceExhaustedError, UnavailableError
 
 
@@ -123,6 +125,82 @@ async def test_an_exception_goes_to_the_calls_of_its_batch_only(
     assert "a forward pass failed" in caplog.text
     vectors, _ = await batcher.encode(["good"])
     assert vectors.shape == (1, backend.cols)
+
+
+async def test_a_batch_too_large_for_the_memory_is_encoded_in_two_halves(
+    batcher: Batcher, backend: Any, vector_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(texts: list[str]) -> None:
+        if len(texts) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+
+    backend.before = no_room
+    texts = [f"text {i}" for i in range(6)]
+    vectors, _ = await batcher.encode(texts)
+    assert np.array_equal(vectors, np.array([vector_of(text) for text in texts]))
+    assert [len(texts) for texts in backend.batches] == [3, 3]
+    assert "no memory for 6 texts" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):  # halved once only
+        await batcher.encode([f"text {i}" for i in range(12)])
+
+
+async def test_a_tokenizer_that_fails_spares_the_other_calls(backend: Any) -> None:
+    busy, go = threading.Event(), threading.Event()
+
+    def tokenize(texts: Sequence[str]) -> TokenBatch:
+        if "first" in texts:
+            busy.set()
+            assert go.wait(30)
+        if "bad" in texts:
+            raise ValueError("no token for it")
+        return TokenBatch.of([[ord(character) for character in text] for text in texts])
+
+    batcher = Batcher(backend, tokenize)
+    first = asyncio.ensure_future(batcher.encode(["first"]))
+    assert await asyncio.to_thread(busy.wait, 30)
+    together = [asyncio.ensure_future(batcher.encode([text])) for text in ("good", "bad", "fine")]
+    await asyncio.sleep(0)  # they wait for the tokenizer, all three
+    go.set()
+    good, bad, fine = await asyncio.gather(*together, return_exceptions=True)
+    assert isinstance(bad, ValueError)
+    assert not isinstance(good, BaseException)
+    assert not isinstance(fine, BaseException)
+    await first
+    batcher.close()
+
+
+async def test_a_thread_that_dies_tells_its_callers_and_is_started_again(
+    batcher: Batcher, backend: Any, vector_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(texts: list[str]) -> None:
+        raise SystemExit("the thread is over")
+
+    backend.before = die
+    with pytest.raises(UnavailableError) as raised:
+        await batcher.encode(["lost"])
+    assert raised.value.reason == "ENCODER_FAILED"
+    assert "it starts again" in caplog.text
+    backend.before = lambda texts: None
+    vectors, _ = await batcher.encode(["found"])
+    assert np.array_equal(vectors[0], vector_of("found"))
+
+
+async def test_a_second_pass_begins_beside_the_first_where_enough_waits(
+    backend: Any, make_batcher: Callable[..., Batcher]
+) -> None:
+    backend.workers = 2
+    batcher = make_batcher()
+    gate = Gate(backend)
+    first = asyncio.ensure_future(batcher.encode(["first"]))
+    await gate.wait()
+    gate.entered.clear()
+    few = await queued(batcher, ["few"])
+    assert not gate.entered.is_set()  # 3 of 256 tokens: it waits for the first to end
+    many = asyncio.ensure_future(batcher.encode(["m" * 80]))
+    await gate.wait()
+    gate.open.set()
+    await asyncio.gather(first, few, many)
+    assert sorted(map(sorted, backend.batches)) == [["few", "m" * 80], ["first"]]
 
 
 async def test_a_full_queue_refuses_at_once(
