@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from embedder.search.slots import Slots
 from foretell.vectors import Vectors
 
-LEAST = 5_000
-"""Vectors from which there may be one: 39 for each list, as k-means asks for."""
+LEAST = 1_024
+"""Vectors from which there may be one."""
+
+LEAST_OF_LIST = 39
+"""Vectors for each list, at least: below, faiss' k-means warns."""
 
 TRAINED_ON = 128
 """Vectors in a list's training."""
@@ -35,11 +38,13 @@ the 1,000 nearest to 98 % in 64."""
 
 
 def lists(count: int) -> int:
-    """Lists of an inverted file of so many vectors: the power of two next to 1.5 times the root.
+    """Lists of an inverted file of so many vectors: the power of two next to 1.5 times the root,
+    with LEAST_OF_LIST vectors in each.
 
     Fewer have longer lists to be searched, more take longer to train and to choose from.
     """
-    return 1 << round(math.log2(1.5 * math.sqrt(max(count, LEAST))))
+    wanted = round(math.log2(1.5 * math.sqrt(max(count, 1))))
+    return 1 << max(0, min(wanted, int(math.log2(max(count, 1) / LEAST_OF_LIST))))
 
 
 @dataclass(frozen=True)

@@ -239,10 +239,14 @@ class VectorIndex:
         """What has to be built anew."""
         table, accelerator = self._table, self._accelerator
         compact = table.dead >= max(DEAD_LEAST, DEAD_SHARE * len(table))
-        kind = self._options.accelerator(len(self))
-        other = kind != (None if accelerator is None else accelerator.kind)
+        present = None if accelerator is None else accelerator.kind
+        # It stays below its size, down to the half: a collection may go back and forth.
+        kinds = [self._options.accelerator(count) for count in (len(self), 2 * len(self))]
+        kind = present if present in kinds else kinds[0]
         unfit = accelerator is not None and not accelerator.fits(len(self))
-        return Build(table, kind, compact=compact) if compact or other or unfit else None
+        if not compact and not unfit and kind == present:
+            return None
+        return Build(table, kind, compact=compact)
 
     def _install(self, build: Build) -> None:
         """Puts it in the place of the present table and accelerator."""
