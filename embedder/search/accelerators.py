@@ -25,7 +25,7 @@ LEAST = 1_024
 LEAST_OF_LIST = 39
 """Vectors for each list, at least: below, faiss' k-means warns."""
 
-TRAINED_ON = 128
+TRAINED_ON = 64
 """Vectors in a list's training."""
 
 PROBES = 8

@@ -85,9 +85,9 @@ class Searcher:
             one = filters[members[0]]
             without = self.table.find(one.deny)
             if one.allow is not None or len(without) > MOST_DENIED:
-                slots = self.table.live() if one.allow is None else self.table.find(one.allow)
                 group = np.array(members)
-                yield group, self._among(queries[group], k[group], np.setdiff1d(slots, without))
+                slots = self._passing(one.allow, without)
+                yield group, self._among(queries[group], k[group], slots)
                 continue
             for query in members:
                 by_hits.setdefault(_rounded(int(k[query]) + len(without)), []).append(query)
