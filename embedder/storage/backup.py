@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.storage import store
-from embedder.storage.snapshot import (
-    MANIFEST,
+from embedder.storage.files import (
     DamagedError,
     File,
     check_file,
@@ -24,6 +23,7 @@ from embedder.storage.snapshot import (
     sync_folder,
     write_signed,
 )
+from embedder.storage.snapshot import MANIFEST
 from foretell.errors import FailedPreconditionError
 
 FORMAT = 1

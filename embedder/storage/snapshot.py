@@ -16,34 +16,34 @@ record of truth.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from embedder.search.accelerators import KINDS, Accelerator
 from embedder.search.index import Frozen
+from embedder.storage.files import (
+    CHUNK_BYTES,
+    DamagedError,
+    File,
+    HashedFile,
+    check_file,
+    read_signed,
+    sync_folder,
+    write_signed,
+)
 from embedder.storage.store import CollectionRow
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of the files. Snapshots of other formats count as damaged."""
-
-CHUNK_BYTES = 4 * 1024 * 1024
-"""Written, read and hashed at a time."""
-
-SYNCED_BYTES = 64 * 1024 * 1024
-"""Synced at a time: a commit's fsync must not wait for gigabytes of a snapshot."""
 
 SPARE = 0.25
 """Share of free slots behind the ones read, so that the first change need not copy all."""
@@ -52,19 +52,6 @@ ROWS, SEQS, IDS, ACCELERATOR = "rows.f32", "seqs.i64", "ids.txt", "accelerator.f
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"(\d+)-(\d+)")
-
-
-class DamagedError(Exception):
-    """A snapshot that cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class File:
-    """What a file must be."""
-
-    bytes: int
-    sha256: str
-    """Hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +176,10 @@ class Snapshots:
             raise DamagedError("its files do not have as many vectors as its manifest says")
         accelerator = None
         if manifest.accelerator in KINDS:  # read by faiss only now that its digest is known
-            accelerator = Accelerator.read(path / ACCELERATOR, manifest.accelerator)
+            try:
+                accelerator = Accelerator.read(path / ACCELERATOR, manifest.accelerator)
+            except RuntimeError as error:  # written by another faiss
+                raise DamagedError(f"faiss cannot read {ACCELERATOR}: {error}") from error
             if accelerator.covered > slots:
                 raise DamagedError("its accelerator has more vectors than it")
         return Snapshot(path, manifest, Frozen(names, seqs, rows, accelerator))
@@ -271,117 +261,12 @@ class Snapshots:
         sync_folder(folder)
 
 
-class HashedFile:
-    """A new file that is hashed while it is written, and synced when it is closed.
-
-    Attributes:
-        written: bytes and digest, after the block.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.written = File(0, "")
-        self._file = path.open("xb", buffering=0)
-        self._digest = hashlib.sha256()
-        self._size = 0
-
-    def write(self, chunk: bytes | memoryview) -> None:
-        """Appends bytes."""
-        before, left = self._size, memoryview(chunk)
-        while left:
-            left = left[self._file.write(left) :]
-        self._digest.update(chunk)
-        self._size += len(chunk)
-        if before // SYNCED_BYTES != self._size // SYNCED_BYTES:
-            os.fsync(self._file.fileno())
-
-    def __enter__(self) -> HashedFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file:
-            if kind is None:
-                os.fsync(self._file.fileno())
-        self.written = File(self._size, self._digest.hexdigest())
-
-
-def write_signed(path: Path, content: dict[str, Any]) -> None:
-    """A new JSON file with a digest of its content, synced."""
-    whole = {"content": content, "sha256": _digest_of(content)}
-    with HashedFile(path) as file:
-        file.write(json.dumps(whole, indent=1).encode())
-
-
-def read_signed(path: Path) -> dict[str, Any]:
-    """The content of a file of `write_signed`.
-
-    Raises:
-        DamagedError: it is missing or is not what was written.
-    """
-    try:
-        whole = json.loads(path.read_bytes())
-        content: dict[str, Any] = whole["content"]
-        if whole["sha256"] != _digest_of(content):
-            raise DamagedError(f"{path.name} has another sha256 than it says")
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path.name} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path.name} cannot be read: {error}") from error
-    return content
-
-
-def check_file(path: Path, expected: File, into: memoryview | None = None) -> None:
-    """Reads a file, into a buffer of its size if one is given, and compares it with its digest.
-
-    Raises:
-        DamagedError: it is missing or is not what was written.
-    """
-    try:
-        file = path.open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path.name} is missing") from error
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        if size != expected.bytes or (into is not None and len(into) != size):
-            raise DamagedError(f"{path.name} has {size} bytes, not {expected.bytes}")
-        digest = hashlib.sha256()
-        spare = memoryview(bytearray(0 if into is not None else CHUNK_BYTES))
-        for start in range(0, size, CHUNK_BYTES):
-            whole = min(CHUNK_BYTES, size - start)
-            chunk = spare[:whole] if into is None else into[start : start + whole]
-            done = 0
-            while done < whole and (count := file.readinto(chunk[done:])):
-                done += count
-            digest.update(chunk)
-    if digest.hexdigest() != expected.sha256:
-        raise DamagedError(f"{path.name} has another sha256 than its manifest says")
-
-
-def file_digest(path: Path) -> File:
-    """What a file is now."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return File(path.stat().st_size, digest.hexdigest())
-
-
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder last."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_manifest(path: Path) -> Manifest:
     content = read_signed(path)
     if content.get("format") != FORMAT:
         raise DamagedError(f"it has format {content.get('format')}; this program reads {FORMAT}")
     content["files"] = {name: File(**file) for name, file in content["files"].items()}
     return Manifest(**content)
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _chunks(whole: memoryview) -> Iterator[memoryview]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from embedder.search.index import DEFAULT_OPTIONS, Frozen, VectorIndex
 from embedder.storage import attributes, records, store
-from embedder.storage.snapshot import DamagedError, Snapshot, Snapshots
+from embedder.storage.files import DamagedError
+from embedder.storage.snapshot import Snapshot, Snapshots
 from embedder.storage.store import CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import InvalidArgumentError

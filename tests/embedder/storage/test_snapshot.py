@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from embedder.search.accelerators import LEAST
 from embedder.search.index import Frozen, IndexOptions, VectorIndex
-from embedder.storage import snapshot
-from embedder.storage.snapshot import HashedFile, Snapshots
+from embedder.storage import files, snapshot
+from embedder.storage.files import HashedFile
+from embedder.storage.snapshot import Snapshots
 from embedder.storage.store import CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.vectors import to_block
@@ -112,7 +113,7 @@ def signed(path: Path, **changes: Any) -> None:
     """Another manifest whose digest is right."""
     content = manifest_of(path) | changes
     (path / "manifest.json").unlink()
-    snapshot.write_signed(path / "manifest.json", content)
+    files.write_signed(path / "manifest.json", content)
 
 
 def flip(path: Path, place: float) -> None:
@@ -264,7 +265,7 @@ def test_the_manifest_says_what_is_there(tmp_path: Path) -> None:
     assert asdict(found.manifest) == manifest_of(found.path)
     assert (found.manifest.slots, found.manifest.vectors) == (COUNT, COUNT - 1)
     for name, file in found.manifest.files.items():
-        assert file == snapshot.file_digest(found.path / name)
+        assert file == files.file_digest(found.path / name)
 
 
 # --- with the store ------------------------------------------------------------------------------
