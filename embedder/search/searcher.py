@@ -98,6 +98,15 @@ class Searcher:
             own = {row: denied[query] for row, query in enumerate(members) if query in denied}
             yield group, self._everywhere(queries[group], k[group], hits, own)
 
+    def _passing(self, allow: Collection[str] | None, without: Slots) -> Slots:
+        """Slots that a filter lets through, ascending."""
+        passing = self.table.seqs[: len(self.table)] >= 0
+        if allow is not None:
+            passing = np.zeros(len(self.table), np.bool_)
+            passing[self.table.find(allow)] = True
+        passing[without] = False
+        return np.flatnonzero(passing)
+
     def _everywhere(self, queries: Vectors, k: Slots, hits: int, denied: dict[int, Slots]) -> Pairs:
         """Slots among which the best of each query are, but those denied to it."""
         table, accelerator = self.table, self.accelerator
