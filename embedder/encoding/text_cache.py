@@ -21,6 +21,9 @@ from serving.database import Database, select_in
 
 log = logging.getLogger(__name__)
 
+LOOKED_UP_AT_ONCE = 4
+"""Texts that are looked up in the event loop: that takes less time than to go to a thread."""
+
 ROW_OVERHEAD_BYTES = 300
 """Memory of a cached row beside its numbers: key, dict entry and array object (measured)."""
 
@@ -62,7 +65,6 @@ class TextCache:
         self.texts_cached = 0
         self._batcher = batcher
         self._known = known
-        self._lookups = _Lookups(known)
         self._cols = cols
         self._rows: OrderedDict[bytes, Row] = OrderedDict()
         self._max_rows = memory_bytes // (cols * 4 + ROW_OVERHEAD_BYTES)
@@ -106,7 +108,10 @@ class TextCache:
         for key in texts:
             self._in_flight[key] = future
         try:
-            rows = await self._lookups.find(list(texts))
+            if len(texts) <= LOOKED_UP_AT_ONCE:
+                rows = self._known.find(list(texts))
+            else:
+                rows = await asyncio.to_thread(self._known.find, list(texts))
             unknown = [key for key in texts if key not in rows]
             block, timing = await self._batcher.encode([texts[key] for key in unknown])
             encoded = dict(zip(unknown, block, strict=True))
@@ -135,42 +140,6 @@ class TextCache:
             self._rows[key] = row.copy()
         while len(self._rows) > self._max_rows:
             self._rows.popitem(last=False)
-
-
-class _Lookups:
-    """Looks keys up on disk, those of calls that come while a lookup runs together in the next:
-    going to a thread and back costs more than the lookup. Used from one event loop.
-    """
-
-    def __init__(self, known: KnownTexts) -> None:
-        self._known = known
-        self._waiting: list[tuple[list[bytes], asyncio.Future[dict[bytes, Row]]]] = []
-        self._running: asyncio.Task[None] | None = None
-
-    async def find(self, keys: list[bytes]) -> dict[bytes, Row]:
-        """The vectors that are known."""
-        future: asyncio.Future[dict[bytes, Row]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((keys, future))
-        if self._running is None:
-            self._running = asyncio.create_task(self._run())
-        return await future
-
-    async def _run(self) -> None:
-        while self._waiting:
-            calls, self._waiting = self._waiting, []
-            try:
-                found = await asyncio.to_thread(
-                    self._known.find, list({key for keys, _ in calls for key in keys})
-                )
-            except Exception as error:
-                for _, future in calls:
-                    if not future.done():
-                        future.set_exception(error)
-            else:
-                for keys, future in calls:
-                    if not future.done():
-                        future.set_result({key: found[key] for key in keys if key in found})
-        self._running = None
 
 
 _CACHE_SCHEMA = """

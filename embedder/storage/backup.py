@@ -19,6 +19,7 @@ from embedder.storage.files import (
     File,
     check_file,
     file_digest,
+    make_folder,
     read_signed,
     sync_folder,
     write_signed,
@@ -39,7 +40,7 @@ def back_up(data_dir: Path, to: Path) -> dict[str, Any]:
     """
     with contextlib.closing(store.open_to_read(data_dir)) as connection:
         _check_empty(to)
-        to.mkdir(parents=True, exist_ok=True)
+        make_folder(to)
         path = to / store.FILE
         with contextlib.closing(sqlite3.connect(path)) as copy:
             # Synced below. One file, without a write-ahead log of its own.
@@ -62,7 +63,6 @@ def back_up(data_dir: Path, to: Path) -> dict[str, Any]:
     sync_folder(to)
     write_signed(to / MANIFEST, manifest)
     sync_folder(to)
-    sync_folder(to.absolute().parent)
     return manifest
 
 
@@ -84,7 +84,7 @@ def restore(source: Path, data_dir: Path) -> dict[str, Any]:
         expected = File(manifest["bytes"], manifest["sha256"])
         check_file(source / store.FILE, expected)
         _check_empty(data_dir)
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(data_dir)
         path = data_dir / store.FILE
         temporary = path.with_suffix(".new")
         try:
@@ -100,7 +100,6 @@ def restore(source: Path, data_dir: Path) -> dict[str, Any]:
             f"{source} is no good backup: {error}", reason="DAMAGED_BACKUP"
         ) from error
     sync_folder(data_dir)
-    sync_folder(data_dir.absolute().parent)
     return manifest
 
 

@@ -121,6 +121,14 @@ def file_digest(path: Path) -> File:
     return File(path.stat().st_size, digest.hexdigest())
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder that lasts, with those above it that are missing."""
+    missing = [one for one in (path.absolute(), *path.absolute().parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync_folder(one.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder last."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

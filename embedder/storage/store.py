@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from embedder.storage import attributes
+from embedder.storage.files import make_folder
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Row
@@ -112,7 +113,7 @@ class Store:
     def __init__(self, folder: Path, identity: str, encoder: str) -> None:
         with contextlib.ExitStack() as opened:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 self._lock = opened.enter_context((folder / "lock").open("w"))
             except OSError as error:
                 raise FailedPreconditionError(
