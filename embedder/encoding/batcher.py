@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TOKENIZED_TOGETHER = 512
 """Texts that the tokenizer takes at once, so that a long call does not hold up short ones."""
 
-WORTHWHILE = 0.25
+WORTHWHILE = 0.06
 """Part of a batch's tokens that must wait for another pass to begin beside one that runs: small
 batches are slow for each text, and while one runs the next one grows."""
 

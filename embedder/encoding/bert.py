@@ -2,15 +2,17 @@
 
 The tokens of all texts lie one after another, so that each matrix product has as many rows as
 there are tokens. On a CPU the weights are laid out once as oneDNN wants them; products run through
-it in bfloat16 or float32, everything between them (sums, norms) in float32.
+it in bfloat16 or float32, everything between them (sums, norms) in float32. There the layers run as
+TorchScript: operation by operation from Python, each would have to wait for Python's lock, which
+the event loop wants too; so 16 callers with a text each get a sixth more (measured).
 """
 
-from __future__ import annotations
-
+# Without postponed annotations: TorchScript reads those of the named tuples.
+import functools
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,27 +24,26 @@ PADDING = 1.25
 """On a CPU, texts share an attention as long as the longest has at most this much of the shortest's
 tokens (and 4 more); a padded attention is cheaper than many small ones."""
 
-PLAIN_TOKENS = 128
-"""On a CPU, bfloat16 attention over up to so many tokens is quicker as plain products, twice as
-quick at 9, than as the fused kernel, which wins above (measured)."""
 
-Linear = Callable[[Tensor], Tensor]
-Norm = tuple[Tensor, Tensor, float]
-"""Weight, bias, epsilon."""
+class _Layer(NamedTuple):
+    """The weights of a layer."""
+
+    qkv_weight: Tensor
+    """Of queries, keys and values; the scores' scale is part of the queries."""
+    qkv_bias: Tensor
+    attended_weight: Tensor
+    attended_bias: Tensor
+    attended_norm_weight: Tensor
+    attended_norm_bias: Tensor
+    wide_weight: Tensor
+    wide_bias: Tensor
+    narrow_weight: Tensor
+    narrow_bias: Tensor
+    narrow_norm_weight: Tensor
+    narrow_norm_bias: Tensor
 
 
-@dataclass(frozen=True)
-class _Layer:
-    queries_keys_values: Linear
-    attended: Linear
-    attended_norm: Norm
-    widened: Linear
-    narrowed: Linear
-    narrowed_norm: Norm
-
-
-@dataclass(frozen=True)
-class _Group:
+class _Group(NamedTuple):
     """Neighbouring texts of about the same length, which share an attention on a CPU."""
 
     start: int
@@ -50,11 +51,11 @@ class _Group:
     """Tokens [start, end) of the pack."""
     texts: int
     longest: int
-    spread: Tensor | None
-    """The token at each place of the padded grid, shape (texts * longest,); None: no padding."""
-    packed: Tensor | None
+    spread: Tensor
+    """The token at each place of the padded grid, shape (texts * longest,); empty: no padding."""
+    packed: Tensor
     """The place of each token in the grid, shape (end - start,)."""
-    mask: Tensor | None
+    mask: Tensor
     """0 at tokens and -inf at padding, shape (texts, 1, 1, longest)."""
 
 
@@ -75,11 +76,16 @@ class PackedBert:
         self._device = device
         self._heads: int = config.num_attention_heads
         self._cols: int = config.hidden_size
+        self._epsilon: float = config.layer_norm_eps
+        self._onednn = device == "cpu" and _has_onednn(dtype)
         embeddings = model.embeddings
         place = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-        self._words = embeddings.word_embeddings.weight.detach().to(device)
-        self._places = place.detach().to(device)
-        self._embedded_norm = self._norm(embeddings.LayerNorm)
+        self._words = self._float(embeddings.word_embeddings.weight)
+        self._places = self._float(place)
+        self._norm = (
+            self._float(embeddings.LayerNorm.weight),
+            self._float(embeddings.LayerNorm.bias),
+        )
         self._layers = [self._layer(layer) for layer in model.encoder.layer]
 
     @staticmethod
@@ -102,91 +108,67 @@ class PackedBert:
         """
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-        attend = self._attention(offsets, lengths)
         hidden = F.embedding(self._move(ids), self._words)
-        hidden = _norm(hidden + F.embedding(self._move(places), self._places), self._embedded_norm)
-        for layer in self._layers:
-            mixed = attend(layer.queries_keys_values(hidden.to(self._dtype)))
-            hidden = _norm(layer.attended(mixed).float() + hidden, layer.attended_norm)
-            wide = layer.widened(hidden.to(self._dtype))
-            hidden = _norm(layer.narrowed(wide).float() + hidden, layer.narrowed_norm)
-        return hidden
-
-    # --- attention -------------------------------------------------------------------------------
-
-    def _attention(self, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> Linear:
-        """From queries, keys and values of packed tokens, (tokens, 3 * cols), to (tokens, cols)."""
+        hidden += F.embedding(self._move(places), self._places)
+        hidden = F.layer_norm(hidden, (self._cols,), *self._norm, self._epsilon)
         if self._device == "cuda" and self._dtype is torch.bfloat16:
-            ends = self._move(offsets.astype(np.int32))
-            longest = int(lengths[-1])
-            return lambda mixed: self._unpadded(mixed, ends, longest)
+            return self._unpadded(hidden, self._move(offsets.astype(np.int32)), int(lengths[-1]))
         groups = _groups(lengths, offsets, self._device)
-        return lambda mixed: self._grouped(mixed, groups)
+        run = _scripted() if self._onednn else _all_layers
+        return run(
+            hidden, self._layers, groups, self._heads, self._epsilon, self._half, self._onednn
+        )
 
-    def _unpadded(self, mixed: Tensor, ends: Tensor, longest: int) -> Tensor:
-        """FlashAttention over texts of any lengths; on a GPU."""
+    def _unpadded(self, hidden: Tensor, ends: Tensor, longest: int) -> Tensor:
+        """All layers, with FlashAttention over texts of any lengths; on a GPU."""
         from torch.nn.attention.varlen import varlen_attn  # a module of newer PyTorch versions
 
-        queries, keys, values = mixed.view(len(mixed), 3, self._heads, -1).unbind(1)
-        found = varlen_attn(queries, keys, values, ends, ends, longest, longest, scale=1.0)
-        assert isinstance(found, Tensor)
-        return found.reshape(len(mixed), self._cols)
-
-    def _grouped(self, mixed: Tensor, groups: list[_Group]) -> Tensor:
-        out = mixed.new_empty(len(mixed), self._cols)
-        for group in groups:
-            some = mixed[group.start : group.end]
-            if group.spread is not None:
-                some = some[group.spread]
-            shape = (group.texts, group.longest, 3, self._heads, -1)
-            queries, keys, values = some.view(shape).permute(2, 0, 3, 1, 4)
-            if self._dtype is torch.bfloat16 and group.longest <= PLAIN_TOKENS:
-                scores = queries @ keys.transpose(-1, -2)
-                if group.mask is not None:
-                    scores += group.mask
-                found = torch.softmax(scores, dim=-1) @ values
-            else:
-                mask = None if group.mask is None else group.mask.to(self._dtype)
-                found = F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
-            flat = found.transpose(1, 2).reshape(-1, self._cols)
-            out[group.start : group.end] = flat if group.packed is None else flat[group.packed]
-        return out
+        for layer in self._layers:
+            mixed = _mixed(hidden, layer, self._half, False)
+            queries, keys, values = mixed.view(len(mixed), 3, self._heads, -1).unbind(1)
+            found = varlen_attn(queries, keys, values, ends, ends, longest, longest, scale=1.0)
+            assert isinstance(found, Tensor)
+            attended = found.reshape(len(mixed), self._cols)
+            hidden = _finished(attended, hidden, layer, self._epsilon, self._half, False)
+        return hidden
 
     # --- weights ---------------------------------------------------------------------------------
 
+    @property
+    def _half(self) -> bool:
+        return self._dtype is torch.bfloat16
+
     def _layer(self, layer: Any) -> _Layer:
         attention, output = layer.attention.self, layer.attention.output
-        # The scores' scale becomes part of the queries.
         scale = (self._cols // self._heads) ** -0.5
         parts = [(attention.query, scale), (attention.key, 1.0), (attention.value, 1.0)]
         return _Layer(
-            self._linear(
-                torch.cat([part.weight * by for part, by in parts]),
-                torch.cat([part.bias * by for part, by in parts]),
-            ),
-            self._linear(output.dense.weight, output.dense.bias),
-            self._norm(output.LayerNorm),
-            self._linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias, gelu=True),
-            self._linear(layer.output.dense.weight, layer.output.dense.bias),
-            self._norm(layer.output.LayerNorm),
+            self._weight(torch.cat([part.weight * by for part, by in parts])),
+            self._bias(torch.cat([part.bias * by for part, by in parts])),
+            self._weight(output.dense.weight),
+            self._bias(output.dense.bias),
+            self._float(output.LayerNorm.weight),
+            self._float(output.LayerNorm.bias),
+            self._weight(layer.intermediate.dense.weight),
+            self._bias(layer.intermediate.dense.bias),
+            self._weight(layer.output.dense.weight),
+            self._bias(layer.output.dense.bias),
+            self._float(layer.output.LayerNorm.weight),
+            self._float(layer.output.LayerNorm.bias),
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Linear:
-        """x -> x @ weight^T + bias, then GELU."""
+    def _weight(self, weight: Tensor) -> Tensor:
         weight = weight.detach().to(self._device, self._dtype).contiguous()
-        bias = bias.detach().to(self._device, self._dtype)
-        packed = _onednn(weight) if self._device == "cpu" else None
-        if packed is not None:
-            kind, method = ("gelu", "none") if gelu else ("none", "")
-            run = torch.ops.mkldnn._linear_pointwise
-            return lambda x: run(x, packed, bias, kind, [], method)
-        if gelu:
-            return lambda x: F.gelu(F.linear(x, weight, bias))
-        return lambda x: F.linear(x, weight, bias)
+        if not self._onednn:
+            return weight
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        return packed
 
-    def _norm(self, norm: Any) -> Norm:
-        weight, bias = norm.weight.detach(), norm.bias.detach()
-        return weight.to(self._device), bias.to(self._device), norm.eps
+    def _bias(self, bias: Tensor) -> Tensor:
+        return bias.detach().to(self._device, self._dtype)
+
+    def _float(self, weight: Tensor) -> Tensor:
+        return weight.detach().to(self._device)
 
     def _move(self, array: NDArray[Any]) -> Tensor:
         """To the device; to a GPU through pinned memory, without waiting."""
@@ -196,22 +178,108 @@ class PackedBert:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-def _norm(x: Tensor, norm: Norm) -> Tensor:
-    weight, bias, epsilon = norm
-    return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+# --- what runs as TorchScript as well: so these have plain types and no keywords ------------------
 
 
-def _onednn(weight: Tensor) -> Tensor | None:
-    """A weight in oneDNN's layout; None where this PyTorch or processor has no such thing.
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, onednn: bool) -> Tensor:
+    """x @ weight^T + bias, then GELU."""
+    y = x
+    if onednn and gelu:
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+    elif onednn:
+        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    else:
+        y = F.linear(x, weight, bias)
+        if gelu:
+            y = F.gelu(y)
+    return y
 
-    Even in float32 its products take half the time of the default ones, MKL's, on an AMD CPU.
+
+def _mixed(hidden: Tensor, layer: _Layer, half: bool, onednn: bool) -> Tensor:
+    """Queries, keys and values, shape (tokens, 3 * cols)."""
+    x = hidden.to(torch.bfloat16) if half else hidden
+    return _linear(x, layer.qkv_weight, layer.qkv_bias, False, onednn)
+
+
+def _attended(mixed: Tensor, groups: list[_Group], heads: int, half: bool) -> Tensor:
+    """From queries, keys and values to what they find, shape (tokens, cols)."""
+    cols = mixed.size(1) // 3
+    out = mixed.new_empty([mixed.size(0), cols])
+    for group in groups:
+        some = mixed[group.start : group.end]
+        padded = group.spread.numel() > 0
+        if padded:
+            some = some[group.spread]
+        grid = some.view(group.texts, group.longest, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = grid[0], grid[1], grid[2]
+        mask = group.mask.to(mixed.dtype) if padded else None
+        # Plain products are quicker than the fused kernel up to here, at 9 tokens twice as.
+        if half and group.longest <= 128:
+            scores = torch.matmul(queries, keys.transpose(-1, -2))
+            if mask is not None:
+                scores = scores + mask
+            found = torch.matmul(torch.softmax(scores, -1), values)
+        else:
+            found = F.scaled_dot_product_attention(queries, keys, values, mask, scale=1.0)
+        flat = found.transpose(1, 2).reshape(-1, cols)
+        out[group.start : group.end] = flat[group.packed] if padded else flat
+    return out
+
+
+def _finished(
+    attended: Tensor, hidden: Tensor, layer: _Layer, epsilon: float, half: bool, onednn: bool
+) -> Tensor:
+    """The rest of a layer after its attention."""
+    cols = [hidden.size(1)]
+    y = _linear(attended, layer.attended_weight, layer.attended_bias, False, onednn)
+    y = y.float() + hidden
+    hidden = F.layer_norm(y, cols, layer.attended_norm_weight, layer.attended_norm_bias, epsilon)
+    x = hidden.to(torch.bfloat16) if half else hidden
+    wide = _linear(x, layer.wide_weight, layer.wide_bias, True, onednn)
+    y = _linear(wide, layer.narrow_weight, layer.narrow_bias, False, onednn).float() + hidden
+    return F.layer_norm(y, cols, layer.narrow_norm_weight, layer.narrow_norm_bias, epsilon)
+
+
+def _all_layers(
+    hidden: Tensor,
+    layers: list[_Layer],
+    groups: list[_Group],
+    heads: int,
+    epsilon: float,
+    half: bool,
+    onednn: bool,
+) -> Tensor:
+    for layer in layers:
+        attended = _attended(_mixed(hidden, layer, half, onednn), groups, heads, half)
+        hidden = _finished(attended, hidden, layer, epsilon, half, onednn)
+    return hidden
+
+
+@functools.cache
+def _scripted() -> Callable[..., Tensor]:
+    """`_all_layers` as TorchScript: deprecated, but `torch.compile` needs a C++ compiler."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script: Callable[..., Tensor] = torch.jit.script(_all_layers)
+    return script
+
+
+@functools.cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch and processor have oneDNN's products of prepared weights.
+
+    Even in float32 they take half the time of the default ones, MKL's, on an AMD CPU.
     """
+    weight = torch.ones(8, 8, dtype=dtype)
     try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        torch.ops.mkldnn._linear_pointwise(weight[:1], packed, None, "none", [], "")
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        torch.ops.mkldnn._linear_pointwise(weight, packed, None, "none", [], "")
     except (AttributeError, RuntimeError, NotImplementedError):
-        return None
-    return packed
+        return False
+    return True
+
+
+# --- groups --------------------------------------------------------------------------------------
 
 
 def _groups(lengths: NDArray[np.int64], offsets: NDArray[np.int64], device: str) -> list[_Group]:
@@ -226,7 +294,8 @@ def _groups(lengths: NDArray[np.int64], offsets: NDArray[np.int64], device: str)
 def _group(lengths: NDArray[np.int64], start: int, device: str) -> _Group:
     texts, longest, tokens = len(lengths), int(lengths[-1]), int(lengths.sum())
     if texts * longest == tokens:
-        return _Group(start, start + tokens, texts, longest, None, None, None)
+        none = torch.empty(0)
+        return _Group(start, start + tokens, texts, longest, none, none, none)
     real = np.arange(longest) < lengths[:, None]  # (texts, longest)
     spread = np.zeros(real.shape, np.int64)
     spread[real] = np.arange(tokens)

@@ -56,34 +56,6 @@ async def test_concurrent_calls_encode_a_text_once(cache: TextCache, backend: An
     assert all(np.array_equal(call.vectors[0], calls[0].vectors[0]) for call in calls)
 
 
-async def test_calls_that_come_during_a_lookup_share_the_next(
-    batcher: Batcher, backend: Any
-) -> None:
-    entered, go = threading.Event(), threading.Event()
-    lookups: list[int] = []
-
-    class Slow(Nothing):
-        def find(self, hashes: Sequence[bytes]) -> dict[bytes, Any]:
-            lookups.append(len(hashes))
-            entered.set()
-            assert go.wait(30)
-            if len(lookups) == 3:
-                raise OSError("the disk is gone")
-            return {}
-
-    cache = TextCache(batcher, Slow(), backend.cols, 0)
-    first = asyncio.ensure_future(cache.encode(["first"]))
-    assert await asyncio.to_thread(entered.wait, 30)
-    rest = [asyncio.ensure_future(cache.encode([f"call {i}", "and more"])) for i in range(5)]
-    await asyncio.sleep(0)
-    go.set()
-    await asyncio.gather(first, *rest)
-    assert lookups == [1, 6]
-    with pytest.raises(OSError, match="the disk is gone"):
-        await cache.encode(["later"])
-    assert (await cache.encode(["later"])).new == 1
-
-
 async def test_when_the_first_caller_leaves_the_next_one_encodes(
     cache: TextCache, backend: Any, vector_of: Any
 ) -> None:
