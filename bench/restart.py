@@ -27,6 +27,7 @@ import grpc
 import numpy as np
 
 from bench.harness import Budget, Figures, finish, load, parser, say, versions
+from embedder.search.index import TAIL_LEAST
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.vectors import Vectors, to_block
@@ -182,8 +183,8 @@ def _accelerated(stub: rpc.EmbedderServiceStub, rows: int, budget: Budget) -> bo
     """Waits until the collection has its accelerator, or half of the budget is spent."""
     while budget.spent < budget.seconds / 2:
         for one in stub.ListCollections(pb.ListCollectionsRequest()).collections:
-            if one.name == COLLECTION and (one.index != "exact" or rows < 100_000):
-                return one.index != "exact"
+            if one.name == COLLECTION and (one.indexed > rows - TAIL_LEAST or rows < 100_000):
+                return one.indexed > 0
         time.sleep(1)
     return False
 
