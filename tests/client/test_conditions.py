@@ -113,3 +113,7 @@ def test_python_s_own_logic_is_refused() -> None:
 )
 def test_what_counts_as_a_number(text: str, number: float | None) -> None:
     assert number_of(text) == number
+
+
+def test_reading_a_number_takes_linear_time() -> None:
+    assert number_of("1" * 100_000 + "x") is None  # minutes, if every split of the digits is tried
