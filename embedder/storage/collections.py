@@ -131,20 +131,25 @@ class Collections:
         """
         checks.request_id(request.request_id)
         checks.name(request.name, "name")
-        made: list[Collection] = []
+        written: list[tuple[CollectionRow, Projection | None]] = []
 
         def apply(connection: sqlite3.Connection) -> pb.CreateCollectionResponse:
-            made.append(self._create_row(connection, request))
-            source = made[0].row.source
-            items = 0 if source is None else records.count_items(connection, source)
-            message = made[0].message(items)
+            row, projection = self._create_row(connection, request)
+            written.append((row, projection))
+            items = 0 if row.source is None else records.count_items(connection, row.source)
+            message = self._empty(row).message(items)
+            message.source = request.derived.source
             return pb.CreateCollectionResponse(collection=message)
 
         def change() -> int:
+            row, projection = written[0]
+            # Only now: the source may be of the same group.
+            source = None if row.source is None else self._numbered(row.source)
+            made = self._empty(row, source, projection)
             # The store may be ahead by writes of the same group; each puts its own vectors next.
-            made[0].replay(self._store.database.connection())
-            self._by_name = {**self._by_name, request.name: made[0]}
-            return made[0].row.created_seq
+            made.replay(self._store.database.connection())
+            self._by_name = {**self._by_name, request.name: made}
+            return row.created_seq
 
         return await self.commit(apply, change, request, pb.CreateCollectionResponse)
 
@@ -238,8 +243,8 @@ class Collections:
 
     def _create_row(
         self, connection: sqlite3.Connection, request: pb.CreateCollectionRequest
-    ) -> Collection:
-        """Writes a new collection and makes it, still empty."""
+    ) -> tuple[CollectionRow, Projection | None]:
+        """Writes a new collection; of a derived one gives the projection too."""
         if store.collection(connection, request.name) is not None:
             raise AlreadyExistsError(
                 f"there is a collection {request.name!r} already",
@@ -254,14 +259,12 @@ class Collections:
         match request.WhichOneof("kind"):
             case "text":
                 kind = pb.COLLECTION_KIND_TEXT
-                row = store.add_collection(connection, request.name, kind, self._cols)
-                return self._empty(row)
+                return store.add_collection(connection, request.name, kind, self._cols), None
             case "vector":
                 cols = request.vector.cols
                 checks.vector_cols(cols)
                 kind = pb.COLLECTION_KIND_VECTOR
-                row = store.add_collection(connection, request.name, kind, cols)
-                return self._empty(row)
+                return store.add_collection(connection, request.name, kind, cols), None
             case "derived":
                 return self._create_derived(connection, request.name, request.derived)
             case _:
@@ -269,7 +272,7 @@ class Collections:
 
     def _create_derived(
         self, connection: sqlite3.Connection, name: str, message: pb.DerivedCollection
-    ) -> Collection:
+    ) -> tuple[CollectionRow, Projection]:
         source = row_of(connection, message.source, "derived.source")
         check_kind(source, (pb.COLLECTION_KIND_TEXT,), "derived.source")
         projection = from_derived(message, source.cols)
@@ -281,7 +284,7 @@ class Collections:
             source.number,
             message,
         )
-        return self._empty(row, self._numbered(source.number), projection)
+        return row, projection
 
     def _empty(
         self,

@@ -1,6 +1,7 @@
 """Collections against a plain model, through random operations and restarts."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -370,6 +371,28 @@ async def test_attributes_may_change_alone(open_collections: Callable[[], Any]) 
     # Whoever follows the vectors is told nothing.
     after = collections.get("items").index.changed_after(0)
     assert (changes[0], changes[1].tolist()) == (after[0], after[1].tolist())
+
+
+async def test_a_source_and_what_is_derived_from_it_share_a_commit(
+    open_collections: Callable[[], Any],
+) -> None:
+    opened = open_collections()
+    free = threading.Event()
+    opened.store.database.submit(lambda connection: free.wait(30))  # so that the others wait
+    creations = [
+        opened.collections.create(pb.CreateCollectionRequest(name="t", text=pb.TextCollection())),
+        opened.collections.create(derived("d", a_projection(), "t")),
+        opened.collections.delete(pb.DeleteCollectionRequest(name="d")),
+        opened.collections.create(derived("d", a_projection(1), "t")),
+    ]
+    waiting = [asyncio.ensure_future(each) for each in creations]
+    await asyncio.sleep(0)
+    free.set()
+    *_, last = await asyncio.wait_for(asyncio.gather(*waiting), 30)
+    assert last.collection == opened.collections.get("d").message()
+    assert last.collection.source == "t"
+    await opened.writer.upsert_items(upsert({"a": "text"}, "t"))
+    assert opened.collections.get("d").index.known(["a"]) == [True]
 
 
 async def test_what_may_not_be_created_or_deleted(open_collections: Callable[[], Any]) -> None:
