@@ -79,8 +79,7 @@ class Upkeep:
             self._wake.clear()
             for collection in self._collections.all():
                 self._tend(collection)
-            numbers = [one.row.number for one in self._collections.all()]
-            self._collections.snapshots.keep_only(numbers)
+            self._clear()
             self._stop.wait(PAUSE_S)
         for collection in self._collections.all():
             if self._due(collection, CHANGED_SHARE_AT_END):
@@ -100,6 +99,15 @@ class Upkeep:
             return
         if self._due(collection, CHANGED_SHARE):
             self._write(collection, until=self._stop)
+
+    def _clear(self) -> None:
+        """Forgets collections that were deleted."""
+        numbers = {one.row.number for one in self._collections.all()}
+        self._kept = {number: kept for number, kept in self._kept.items() if number in numbers}
+        try:
+            self._collections.snapshots.keep_only(numbers)
+        except OSError as error:  # harmless: no collection gets their numbers
+            log.warning("snapshots of deleted collections are left: %s", error)
 
     def _due(self, collection: Collection, share: float) -> bool:
         """Whether its accelerator is new, or enough has changed since the last snapshot."""

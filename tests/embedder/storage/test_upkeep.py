@@ -157,6 +157,28 @@ async def test_it_does_not_hold_up_the_end(
     assert seqs(opened) == [opened.collections.get("given").seq]  # the one at the end
 
 
+async def test_snapshots_that_cannot_be_deleted_do_not_end_it(
+    open_collections: Callable[[], Any],
+    keep_up: Callable[..., Upkeep],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened = await with_given(open_collections)
+    failed = threading.Event()
+
+    def keep_only(numbers: Any) -> None:
+        failed.set()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(opened.collections.snapshots, "keep_only", keep_only)
+    first, *_ = watched(opened, monkeypatch)
+    keep_up(opened)
+    assert failed.wait(WAIT_S)
+    await put(opened, 0, 2 * LEAST)
+    assert first.wait(WAIT_S)
+    assert "Input/output error" in caplog.text
+
+
 async def test_an_index_that_fails_is_left_for_later(
     open_collections: Callable[[], Any],
     keep_up: Callable[..., Upkeep],
