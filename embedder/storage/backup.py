@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from foretell.errors import FailedPreconditionError
 
 FORMAT = 1
 """Of a backup."""
+
+UNFINISHED = "embedder.new"
+"""A store that is being restored; a restore that was killed may be repeated."""
 
 
 def back_up(data_dir: Path, to: Path) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def restore(source: Path, data_dir: Path) -> dict[str, Any]:
 
     Raises:
         FailedPreconditionError: the backup is damaged or of another version, or `data_dir` has
-            files.
+            files or is another process's.
         OSError: it cannot be read or written.
     """
     try:
@@ -83,28 +87,30 @@ def restore(source: Path, data_dir: Path) -> dict[str, Any]:
             )
         expected = File(manifest["bytes"], manifest["sha256"])
         check_file(source / store.FILE, expected)
-        _check_empty(data_dir)
-        make_folder(data_dir)
-        path = data_dir / store.FILE
-        temporary = path.with_suffix(".new")
-        try:
-            shutil.copyfile(source / store.FILE, temporary)
-            check_file(temporary, expected)
-            _sync_file(temporary)
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        _check_empty(data_dir, {store.LOCK, UNFINISHED})
+        # An embedder that starts meanwhile must not begin a store which is then replaced.
+        with store.owned(data_dir):
+            temporary = data_dir / UNFINISHED
+            try:
+                shutil.copyfile(source / store.FILE, temporary)
+                check_file(temporary, expected)
+                _sync_file(temporary)
+                temporary.rename(data_dir / store.FILE)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_folder(data_dir)
     except DamagedError as error:
         raise FailedPreconditionError(
             f"{source} is no good backup: {error}", reason="DAMAGED_BACKUP"
         ) from error
-    sync_folder(data_dir)
     return manifest
 
 
-def _check_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _check_empty(folder: Path, besides: Collection[str] = ()) -> None:
+    if folder.exists() and (
+        not folder.is_dir() or any(one.name not in besides for one in folder.iterdir())
+    ):
         raise FailedPreconditionError(
             f"{folder} is not empty: name a directory that is new or empty", reason="NOT_EMPTY"
         )

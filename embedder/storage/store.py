@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from serving.database import Database, check_version, open_read_only, select_in
 
 FILE = "embedder.sqlite"
 """The record of truth in a data directory."""
+
+LOCK = "lock"
+"""Locked by the process whose directory it is."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -112,21 +115,7 @@ class Store:
 
     def __init__(self, folder: Path, identity: str, encoder: str) -> None:
         with contextlib.ExitStack() as opened:
-            try:
-                make_folder(folder)
-                self._lock = opened.enter_context((folder / "lock").open("w"))
-            except OSError as error:
-                raise FailedPreconditionError(
-                    f"the data directory {folder} cannot be written: {error.strerror}",
-                    reason="DATA_DIR_READ_ONLY",
-                ) from error
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FailedPreconditionError(
-                    f"the data directory {folder} belongs to another embedder that is running",
-                    reason="DATA_DIR_IN_USE",
-                ) from error
+            self._lock = opened.enter_context(owned(folder))
             self.database = Database(folder / FILE, _SCHEMA + attributes.SCHEMA, VERSION)
             opened.callback(self.database.close)
             claim = self.database.submit(lambda c: _claim(c, identity, encoder))
@@ -152,6 +141,31 @@ class Store:
         """Commits what waits and gives the directory free."""
         self.database.close()
         self._lock.close()
+
+
+def owned(folder: Path) -> IO[str]:
+    """Makes a data directory this process's, until the file is closed.
+
+    Raises:
+        FailedPreconditionError: another process has it, or it cannot be written.
+    """
+    try:
+        make_folder(folder)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise FailedPreconditionError(
+            f"the data directory {folder} cannot be written: {error.strerror}",
+            reason="DATA_DIR_READ_ONLY",
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise FailedPreconditionError(
+            f"the data directory {folder} belongs to another embedder that is running",
+            reason="DATA_DIR_IN_USE",
+        ) from error
+    return file
 
 
 def _claim(connection: sqlite3.Connection, identity: str, encoder: str) -> dict[str, str]:

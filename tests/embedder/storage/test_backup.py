@@ -1,6 +1,7 @@
 """Backups while an embedder writes, and what they are restored from and to."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -119,6 +120,27 @@ def test_a_damaged_backup_is_not_restored(
         restore(tmp_path / "backup", tmp_path / "again")
     assert raised.value.reason == "DAMAGED_BACKUP"
     assert not (tmp_path / "again").exists()
+
+
+def test_no_embedder_starts_during_a_restore(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(data, tmp_path / "backup")
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "embedder.new").write_bytes(b"of a restore that was killed")
+
+    def copy(source: Path, target: Path) -> None:
+        with pytest.raises(FailedPreconditionError) as raised:
+            Store(again, "ab" * 16, "fake")
+        assert raised.value.reason == "DATA_DIR_IN_USE"
+        copyfile(source, target)
+
+    copyfile = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    restore(tmp_path / "backup", again)
+    Store(again, "ab" * 16, "fake").close()
+    assert verify(again).findings == []
 
 
 def test_a_backup_that_fails_has_no_manifest(
