@@ -42,7 +42,8 @@ class Build:
         self.table = source if self.compaction is None else self.compaction.table
         self.accelerator: Accelerator | None = None
         if kind is not None:
-            self.accelerator = Accelerator.trained(kind, self.table.rows, self.table.live())
+            alive = self.table.live()  # before the rows, which may move to a larger array
+            self.accelerator = Accelerator.trained(kind, self.table.rows, alive)
 
     def step(self, asked: Asked) -> bool:
         """Adds some vectors; whether it is ready. The table may change meanwhile."""

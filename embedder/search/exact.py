@@ -131,6 +131,7 @@ def best(
     from an approximate index on how it stores it; so each is computed again from the rows, in one
     order of additions, and equal vectors tie.
     """
+    rows = table.rows  # held: a change may put a larger array in its place, and free this one
     scores = np.empty(len(pairs.slot), np.float32)
     scored: Any = faiss
     scored.pairwise_indexed_inner_product(
@@ -138,7 +139,7 @@ def best(
         len(scores),
         faiss.swig_ptr(queries),
         faiss.swig_ptr(pairs.query),
-        faiss.swig_ptr(table.rows),
+        faiss.swig_ptr(rows),
         faiss.swig_ptr(pairs.slot),
         faiss.swig_ptr(scores),
     )
@@ -156,7 +157,7 @@ def best(
     ids = list(map(table.ids.__getitem__, slot.tolist()))
     bounds = np.concatenate([[0], np.cumsum(last - first[:-1])]).tolist()
     return [
-        Hits(ids[a:b], scores[a:b], table.rows[slot[a:b]] if include_vectors else None)
+        Hits(ids[a:b], scores[a:b], rows[slot[a:b]] if include_vectors else None)
         for a, b in pairwise(bounds)
     ]
 

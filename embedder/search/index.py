@@ -263,7 +263,8 @@ class VectorIndex:
         if accelerator is None or len(self._table) - accelerator.covered < TAIL_LEAST:
             return False
         first = accelerator.covered
-        rows = self._table.rows[first : min(len(self._table), first + self._step_rows)]
+        end = min(len(self._table), first + self._step_rows)
+        rows = self._table.rows[first:end]  # after the length: they may move to a larger array
         with self._lock.write():
             started = time.perf_counter()
             accelerator.add(rows)

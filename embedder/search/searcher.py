@@ -118,7 +118,7 @@ class Searcher:
         """Slots among which the best of each query are, but those denied to it."""
         table, accelerator = self.table, self.accelerator
         alive = table.seqs[: len(table)] >= 0
-        rows = table.rows[: len(table)]
+        rows = table.rows[: len(alive)]  # not len(table): `tune` searches beside changes
         if accelerator is None:
             return exact.nearest(queries, rows, k, hits, alive, denied)
         covered = accelerator.covered
@@ -166,6 +166,9 @@ class Searcher:
             select: whether it is told which slots count, for they may be few.
         """
         denied = denied or {}
+        without = np.zeros(len(queries), np.int64)
+        for query, slots in denied.items():
+            without[query] = np.count_nonzero(slots < len(passing))
         waiting = np.arange(len(queries))
         parts: list[Pairs] = []
         while len(waiting) and hits <= accelerator.most_hits:
@@ -174,7 +177,7 @@ class Searcher:
             enough = np.count_nonzero(counted, axis=1) >= k[waiting]
             if not enough.all():  # are there more at all?
                 left = np.count_nonzero(passing)
-                most = np.array([left - len(denied.get(each, ())) for each in waiting.tolist()])
+                most = left - without[waiting]
                 enough = np.count_nonzero(counted, axis=1) >= np.minimum(k[waiting], most)
             row, place = np.nonzero(counted & enough[:, None])
             parts.append(Pairs(waiting[row], found[row, place]))

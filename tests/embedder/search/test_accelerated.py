@@ -1,7 +1,9 @@
 """The index with an accelerator, which is built, extended and compacted beside searches."""
 
 import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -13,7 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from embedder.search import accelerators, building, searcher
 from embedder.search import index as index_module
 from embedder.search.accelerators import Accelerator
+from embedder.search.building import Asked, Build
 from embedder.search.index import Filter, Frozen, IndexOptions, VectorIndex
+from embedder.search.searcher import Searcher
+from embedder.search.slots import Slots, SlotTable
 from embedder.settings import IndexKind
 from foretell.vectors import Vectors
 
@@ -332,6 +337,74 @@ def test_nothing_is_lost_beside_rebuilding() -> None:
     assert dict(zip(changed, seqs.tolist(), strict=True)) == present
     (hits,) = index.search(np.zeros((1, COLS), np.float32), len(index))
     assert {*hits.ids} == {*present, *(f"always {row}" for row in range(300))}
+
+
+class Growing(SlotTable):
+    """Whenever somebody has asked how long it is, it grows by what all queries find first."""
+
+    def __len__(self) -> int:
+        count = super().__len__()
+        self.write(np.full((1, COLS), 9, np.float32), 1)
+        self.name([f"new {count}"])
+        return count
+
+
+def table_of(rows: Vectors, kind: type[SlotTable] = SlotTable) -> SlotTable:
+    table = kind(rows.shape[1])
+    table.write(rows, 1)
+    table.name([str(row) for row in range(len(rows))])
+    return table
+
+
+def test_a_trial_search_may_meet_a_change() -> None:
+    """Upkeep measures the recall beside changes."""
+    table = table_of(np.ones((50, COLS), np.float32), Growing)
+    (hits,) = Searcher(table, None).search(np.ones((1, COLS), np.float32), 5)
+    assert len(hits.ids) == 5
+
+
+def test_the_rows_of_a_search_outlive_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """faiss has their address only."""
+    table = table_of(np.ones((50, COLS), np.float32))
+    score = getattr(faiss, "pairwise_indexed_inner_product")  # noqa: B009
+
+    def beside_a_change(*arguments: Any) -> None:
+        rows = weakref.ref(table.rows)
+        table.reserve(10 * table.room)
+        assert rows() is not None
+        score(*arguments)
+
+    monkeypatch.setattr(faiss, "pairwise_indexed_inner_product", beside_a_change)
+    (hits,) = Searcher(table, None).search(np.ones((1, COLS), np.float32), 5)
+    assert hits.scores.tolist() == [COLS] * 5
+
+
+def test_a_build_may_meet_a_change() -> None:
+    class GrowingLater(SlotTable):
+        def live(self, first: int = 0) -> Slots:
+            if len(self) == 100:
+                more = np.random.default_rng(1).standard_normal((self.room, COLS))
+                self.write(more.astype(np.float32), 1)
+                self.name([f"new {row}" for row in range(len(more))])
+            return super().live(first)
+
+    rows = np.random.default_rng(0).standard_normal((100, COLS)).astype(np.float32)
+    build = Build(table_of(rows, GrowingLater), "ivf_rabitq", compact=False)
+    assert build.step(Asked(COLS))
+
+
+def test_denied_ids_behind_the_accelerator_do_not_count_against_it() -> None:
+    class FindsThree(Accelerator):
+        covered = 8
+
+        def search(self, queries: Vectors, hits: int, allowed: Any = None) -> Slots:
+            return np.tile(np.array([0, 1, 2] + [-1] * (hits - 3)), (len(queries), 1))
+
+    table = table_of(np.ones((14, COLS), np.float32))
+    three = FindsThree("ivf_rabitq", faiss.IndexFlat(COLS))
+    deny = Filter(deny=frozenset(map(str, range(8, 14))))
+    (hits,) = Searcher(table, three).search(np.ones((1, COLS), np.float32), 5, [deny])
+    assert len(hits.ids) == 5
 
 
 needs_gpu = pytest.mark.skipif(
