@@ -78,6 +78,11 @@ def has_gpu() -> bool:
     return count() > 0
 
 
+def usable(kind: str) -> bool:
+    """Whether there is such a kind, and what it needs is here."""
+    return kind in KINDS and (has_gpu() or not KINDS[kind].on_gpu)
+
+
 def factory(kind: str, count: int) -> str:
     """faiss' factory string for so many vectors."""
     return KINDS[kind].factory.format(lists=lists(count))
