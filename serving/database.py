@@ -104,11 +104,8 @@ class Database:
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection in one read transaction: all statements see one state."""
         connection = self.connection()
-        connection.execute("BEGIN")
-        try:
+        with read_transaction(connection):
             yield connection
-        finally:
-            connection.execute("ROLLBACK")
 
     def submit(
         self,
@@ -218,6 +215,17 @@ class Database:
             except Exception as error:
                 log.exception("a committed write could not be applied in memory")
                 write.future.set_exception(error)
+
+
+@contextlib.contextmanager
+def read_transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All statements of the block see one state."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:  # a failing disk ends it by itself
+            connection.execute("ROLLBACK")
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from embedder.search.index import DEFAULT_OPTIONS, Frozen, VectorIndex
@@ -26,7 +27,7 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection, from_derived
 from foretell.texts import number_of, text_id
 from foretell.vectors import Vectors
-from serving.database import select_in
+from serving.database import read_transaction, select_in
 
 SHOWN = 20
 """Findings of one kind that are written out."""
@@ -41,7 +42,11 @@ LEAST_RECALL = 0.5
 """Recall@10 of these below which the accelerator cannot be one of these vectors."""
 
 CLOSE = 1e-4
-"""Difference of a projected vector from the one in a snapshot; computed in other blocks."""
+"""Difference of a projected vector from the one in a snapshot, computed in other blocks, as a share
+of its largest number."""
+
+UNREADABLE = (ValueError, TypeError, KeyError, InvalidArgumentError, DecodeError)
+"""Raised where SQLite holds something else than vectors and projections."""
 
 
 class Report:
@@ -81,39 +86,39 @@ def verify(folder: Path) -> Report:
     """
     report = Report()
     with contextlib.closing(store.open_to_read(folder)) as connection:
-        with _transaction(connection):
-            _check_file(connection, report)
-            _check_items(connection, report)
-            _check_attributes(connection, report)
-            _check_vectors(connection, report)
-            snapshots = Snapshots(folder / "snapshots", store.meta(connection)["store"])
-        for path in sorted(snapshots.paths()):
-            try:
-                snapshot = snapshots.read(path)
-            except (DamagedError, OSError) as error:
-                if path.exists():  # else a newer one has taken its place
-                    report.add(f"snapshot {path.name}", error)
-                continue
-            report.seen["snapshots"] += 1
-            # Begun after it was read, the transaction sees all that is in it.
-            with _transaction(connection):
-                try:
-                    _check_snapshot(connection, snapshot, snapshots, report)
-                except (ValueError, TypeError, InvalidArgumentError) as error:
-                    # What SQLite holds is no vectors; that is among the findings already.
-                    report.add(f"snapshot {path.name} cannot be compared", error)
-            _check_accelerator(snapshot, report)
+        # What is no UTF-8 becomes another text than the one that was written.
+        connection.text_factory = lambda text: text.decode(errors="backslashreplace")
+        try:
+            _check_all(connection, folder, report)
+        except sqlite3.DatabaseError as error:
+            if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
+                raise
+            report.add("SQLite file that cannot be read to its end", error)
     return report
 
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All statements see one state."""
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.execute("ROLLBACK")
+def _check_all(connection: sqlite3.Connection, folder: Path, report: Report) -> None:
+    with read_transaction(connection):
+        _check_file(connection, report)
+        _check_items(connection, report)
+        _check_attributes(connection, report)
+        _check_vectors(connection, report)
+        snapshots = Snapshots(folder / "snapshots", store.meta(connection)["store"])
+    for path in sorted(snapshots.paths()):
+        try:
+            snapshot = snapshots.read(path)
+        except (DamagedError, OSError) as error:
+            if path.exists():  # else a newer one has taken its place
+                report.add(f"snapshot {path.name}", error)
+            continue
+        report.seen["snapshots"] += 1
+        # Begun after it was read, the transaction sees all that is in it.
+        with read_transaction(connection):
+            try:
+                _check_snapshot(connection, snapshot, snapshots, report)
+            except UNREADABLE as error:  # that is among the findings already
+                report.add(f"snapshot {path.name} cannot be compared", error)
+        _check_accelerator(snapshot, report)
 
 
 # --- SQLite --------------------------------------------------------------------------------------
@@ -173,8 +178,8 @@ def _check_attributes(connection: sqlite3.Connection, report: Report) -> None:
     for number, id, found in connection.execute("SELECT collection, id, attributes FROM items"):
         try:
             pairs = list(json.loads(found).items())
-        except ValueError:
-            report.add("item whose attributes are no JSON", f"collection {number}, {id!r}")
+        except (ValueError, TypeError, AttributeError):
+            report.add("item whose attributes are no JSON object", f"collection {number}, {id!r}")
             continue
         for key, value in pairs:
             if attributes.has(connection, number, id, (key, value)):
@@ -198,7 +203,7 @@ def _check_vectors(connection: sqlite3.Connection, report: Report) -> None:
         if row.kind == pb.COLLECTION_KIND_DERIVED:
             try:
                 _projection(connection, row)
-            except (InvalidArgumentError, TypeError) as error:
+            except UNREADABLE as error:
                 report.add(f"{where}: its definition is bad", error)
         found = connection.execute(
             "SELECT id, vector FROM vectors WHERE collection = ?", (row.number,)
@@ -224,8 +229,8 @@ def _check_blobs(found: Iterator[tuple[str, bytes]], cols: int, where: str, repo
 
 
 def _projection(connection: sqlite3.Connection, row: CollectionRow) -> Projection:
-    source = next(one for one in store.collections(connection) if one.number == row.source)
-    return from_derived(store.definition(connection, row.number), source.cols)
+    cols = {one.number: one.cols for one in store.collections(connection)}
+    return from_derived(store.definition(connection, row.number), cols[row.source or 0])
 
 
 # --- snapshots -----------------------------------------------------------------------------------
@@ -251,19 +256,21 @@ def _check_snapshot(
         compared: list[tuple[int, int]] = []
         for place, (id, seq) in enumerate(zip(ids, seqs.tolist(), strict=True)):
             slot = slots.pop(id, None)
+            if seq > manifest.seq:
+                continue  # replayed at the next start, whatever the snapshot has
             if slot is None:
-                if seq <= manifest.seq:
-                    report.add(f"{where} lacks an id", repr(id))
-            elif frozen.seqs[slot] == seq:
-                compared.append((place, slot))
-            elif seq <= manifest.seq or frozen.seqs[slot] > seq:
+                report.add(f"{where} lacks an id", repr(id))
+            elif frozen.seqs[slot] != seq:
                 report.add(f"{where} has another change of an id", repr(id))
+            else:
+                compared.append((place, slot))
         places = np.array(compared, np.int64).reshape(-1, 2)
         ours, theirs = vectors[places[:, 0]], frozen.rows[places[:, 1]]
         if row.source is None:
             same = (ours == theirs).all(axis=1)
         else:
-            same = np.isclose(ours, theirs, rtol=CLOSE, atol=CLOSE).all(axis=1)
+            most = np.abs(ours).max(axis=1, keepdims=True)
+            same = (np.abs(ours - theirs) <= CLOSE * np.maximum(1, most)).all(axis=1)
         wrong = (ids[place] for place in places[~same, 0])
         report.all(f"{where} has another vector of an id", map(repr, wrong))
     buried = records.tombstones(connection, row.source or row.number)

@@ -78,6 +78,7 @@ DERIVED = "collection = (SELECT number FROM collections WHERE name = 'derived')"
 INFINITE = np.full(5, np.inf, np.float32).tobytes().hex()
 IN_SQLITE = {
     "item whose hash is not its text's": "UPDATE items SET text = 'black' WHERE id = 'a'",
+    "collection 1, 'b'": "UPDATE items SET text = CAST(x'ff' AS TEXT) WHERE id = 'b'",
     "item whose text has no vector": "DELETE FROM texts WHERE hash = "
     "(SELECT hash FROM items WHERE id = 'a')",
     "text vector without an item": f"INSERT INTO texts VALUES (x'00', x'{'00' * 48}')",
@@ -91,6 +92,7 @@ IN_SQLITE = {
     "vector that has a tombstone": "INSERT INTO tombstones "
     "SELECT collection, id, seq FROM vectors WHERE id = 'id 5'",
     "item whose attributes are no JSON": "UPDATE items SET attributes = '{' WHERE id = 'a'",
+    "item whose attributes are no JSON object": "UPDATE items SET attributes = '[]'",
     "residual without an item": "DELETE FROM items WHERE id = 'a'",
     "item in a collection without texts": f"UPDATE items SET {GIVEN} WHERE id = 'a'",
     "vector in a text collection": "UPDATE vectors SET collection = "
@@ -98,6 +100,8 @@ IN_SQLITE = {
     "row of items whose texts is missing": "UPDATE items SET hash = x'00' WHERE id = 'a'",
     "rows of vectors that are ahead": "UPDATE vectors SET seq = 1000 WHERE id = 'id 5'",
     "derived: its definition is bad": "UPDATE definitions SET definition = x''",
+    "derived: its definition is bad: Error": "UPDATE definitions SET definition = x'ff'",
+    "row of items whose collections is missing": "DELETE FROM collections WHERE name = 'items'",
     "of given has another vector of an id: 'id 5'": "UPDATE vectors "
     "SET vector = zeroblob(20) WHERE id = 'id 5'",
     "of given lacks an id: 'id 9'": "UPDATE vectors SET id = 'id 9', seq = 5 WHERE id = 'another'",
@@ -142,6 +146,59 @@ def test_a_damaged_page_is_found(data: Path) -> None:
     whole[end - 60 : end] = bytes(60)
     path.write_bytes(whole)
     assert any(finding.startswith("SQLite file") for finding in verify(data).findings)
+
+
+def test_a_table_that_cannot_be_read_is_found(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = sqlite3.connect(data / "embedder.sqlite")
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'items'"
+    (page,) = connection.execute(query).fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    path = data / "embedder.sqlite"
+    whole = bytearray(path.read_bytes())
+    whole[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(whole)
+    assert main(["verify", "--data-dir", str(data)]) == 1
+    assert "SQLite file that cannot be read to its end" in capsys.readouterr().out
+
+
+async def test_what_is_replayed_need_not_agree(
+    open_collections: Callable[[], Any], data: Path
+) -> None:
+    opened = open_collections()
+    given = opened.collections.get("given")
+    seq = given.seq
+    await opened.writer.put_vectors(put("given", ["id 2"], 3))
+    frozen = given.index.frozen()
+    # As of a derived collection that was made in one commit with a later change of its source.
+    rows = frozen.rows.copy()
+    rows[-1] = 0
+    mixed = type(frozen)(frozen.ids, frozen.seqs, rows, None)
+    opened.collections.snapshots.write(given.row, seq, mixed)
+    assert verify(data).findings == []
+    expected = given.index.get(["id 2"])["id 2"]
+    opened.close()
+    found = open_collections().collections.get("given").index.get(["id 2"])["id 2"]
+    np.testing.assert_array_equal(found, expected)
+
+
+async def test_large_numbers_that_cancel_one_another_are_no_finding(
+    open_collections: Callable[[], Any], data: Path
+) -> None:
+    opened = open_collections()
+    weight = 1e6 * np.random.default_rng(2).standard_normal((2_000, COLS)).astype(np.float32)
+    projection = Projection((AffineLayer(weight, np.zeros(len(weight), np.float32)),))
+    await opened.collections.create(
+        pb.CreateCollectionRequest(name="large", derived=projection.to_derived("items"))
+    )
+    for number in range(40):
+        await opened.writer.upsert_items(upsert(**{f"n{number}": f"text {number}"}))
+    large = opened.collections.get("large")
+    opened.collections.snapshots.write(large.row, large.seq, large.index.frozen())
+    opened.close()
+    assert verify(data).findings == []
 
 
 def test_a_damaged_snapshot_is_found(data: Path) -> None:
