@@ -51,6 +51,7 @@ async def run(settings: EmbedderSettings) -> None:
         precision=settings.precision,
         runtime=settings.runtime,
         threads=threads,
+        batch_tokens=settings.max_batch_tokens,
     )
     backend = loaded.backend
     backend.encode(tokenizer(["warm up"]))
@@ -86,12 +87,7 @@ async def run(settings: EmbedderSettings) -> None:
             )
         batcher = resources.enter_context(
             contextlib.closing(
-                Batcher(
-                    backend,
-                    tokenizer,
-                    batch_tokens=settings.max_batch_tokens,
-                    max_queue_texts=settings.max_queue_texts,
-                )
+                Batcher(backend, tokenizer, max_queue_texts=settings.max_queue_texts)
             )
         )
         texts = TextCache(batcher, known, backend.cols, settings.memory_cache_bytes)

@@ -54,6 +54,7 @@ class NetworkBackend:
         cols: of its hidden states.
         fingerprint: see `encoder.Backend`.
         threads: of all passes together, on a CPU.
+        batch_tokens: in a pass; None: as many as the hardware likes.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class NetworkBackend:
         device: str,
         fingerprint: str,
         threads: int,
+        batch_tokens: int | None = None,
     ) -> None:
         self.cols = cols
         self.device = device
-        self.batch_tokens = CUDA_BATCH_TOKENS if device == "cuda" else CPU_BATCH_TOKENS
+        usual = CUDA_BATCH_TOKENS if device == "cuda" else CPU_BATCH_TOKENS
+        self.batch_tokens = batch_tokens or usual
         # A GPU has the next batch at once when it is done with the last.
         self.workers = 2 if device == "cuda" else workers(threads)
         self._network = network

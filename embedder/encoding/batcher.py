@@ -155,7 +155,6 @@ class Batcher:
     Args:
         backend: the network, called from a thread for each of its `workers`.
         tokenize: gives the token ids of some texts, called from one thread.
-        batch_tokens: tokens in a batch; None: the backend's own number.
         max_queue_texts: texts of all calls that may wait.
     """
 
@@ -164,13 +163,11 @@ class Batcher:
         backend: Backend,
         tokenize: Callable[[Sequence[str]], TokenBatch],
         *,
-        batch_tokens: int | None = None,
         max_queue_texts: int = 20_000,
     ) -> None:
         self.texts_encoded = 0
         self._backend = backend
         self._tokenize = tokenize
-        self._batch_tokens = batch_tokens or backend.batch_tokens
         self._max_queue_texts = max_queue_texts
         self._waiting_texts = 0
         self._texts_per_s = 0.0
@@ -297,7 +294,12 @@ class Batcher:
         for job, texts in some:
             part = tokens.part(start, start + len(texts))
             start += len(texts)
-            (ready if job.add(part, seconds, self._backend.cols) else more).append(job)
+            try:
+                done = job.add(part, seconds, self._backend.cols)
+            except Exception as error:  # no memory; to add the others again would double them
+                _hand_back([(job, error)])
+            else:
+                (ready if done else more).append(job)
         with self._lock:
             self._new.extend(more)
             self._jobs.extend(ready)
@@ -345,13 +347,13 @@ class Batcher:
         if not self._passes:
             return True
         waiting = sum(job.left_tokens for job in self._jobs)
-        return waiting >= WORTHWHILE * self._batch_tokens
+        return waiting >= WORTHWHILE * self._backend.batch_tokens
 
     def _take(self) -> list[_Share]:
         """The next batch."""
         jobs = list(self._jobs)
         before = [job.taken for job in jobs]
-        budget = self._batch_tokens
+        budget = self._backend.batch_tokens
         # First an equal share each, of at least one text while anything is left; then the rest to
         # the first that can use it. Who got nothing is the first in the next batch.
         share = budget // max(1, len(jobs))

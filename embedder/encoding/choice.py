@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import platform
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib.resources import files as resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from embedder.encoding.backend import NetworkBackend, workers
 from embedder.encoding.bert import PackedBert
@@ -74,6 +76,7 @@ def load(
     precision: Precision = Precision.AUTO,
     runtime: Runtime = Runtime.AUTO,
     threads: int = 1,
+    batch_tokens: int | None = None,
 ) -> Encoder:
     """Loads an encoder in the fastest way whose answers hold, or in the one asked for.
 
@@ -97,6 +100,7 @@ def load(
             device=place,
             fingerprint=mark,
             threads=threads,
+            batch_tokens=batch_tokens,
         )
 
     def in_torch(dtype: torch.dtype) -> Encoder:
@@ -154,7 +158,7 @@ def load_model(files: EncoderFiles, **options: Any) -> Any:
         model = transformers.AutoModel.from_pretrained(
             files.location, dtype=torch.float32, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unreadable(files.name, error) from error
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
@@ -202,7 +206,11 @@ def _machine(device: str) -> str:
 
 
 def _file(key: str, ending: str) -> Path:
-    return CACHE.expanduser() / (hashlib.sha256(key.encode()).hexdigest()[:24] + ending)
+    try:
+        folder = CACHE.expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"there is no home directory for {CACHE}") from error
+    return folder / (hashlib.sha256(key.encode()).hexdigest()[:24] + ending)
 
 
 def _kept(key: str) -> Agreement | None:
@@ -215,8 +223,8 @@ def _kept(key: str) -> Agreement | None:
 
 def _keep(key: str, agreement: Agreement) -> None:
     """Without a home directory that can be written, the next start measures again."""
-    path = _file(key, ".json")
     with contextlib.suppress(OSError):
+        path = _file(key, ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{hash(agreement) & 0xFFFF}.new")
         new.write_text(json.dumps({"key": key, **asdict(agreement)}))
@@ -231,7 +239,9 @@ def _onnx_file(files: EncoderFiles, mark: str) -> Path:
         return own
     if not made.is_file():
         made.parent.mkdir(parents=True, exist_ok=True)
-        new = made.with_suffix(".new")
-        export_onnx(load_model(files, attn_implementation="eager"), new)
-        new.replace(made)
+        # Other processes may do the same at the same time.
+        with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+            new = Path(folder) / made.name
+            export_onnx(load_model(files, attn_implementation="eager"), new)
+            new.replace(made)
     return made

@@ -236,5 +236,8 @@ def _read_json(location: str, file: str, *, optional: bool = True) -> dict[str, 
         if optional:
             return {}
         raise unreadable(location, FileNotFoundError(f"it has no {file}"))
-    content: dict[str, Any] = json.loads(Path(found).read_text())
+    try:
+        content: dict[str, Any] = json.loads(Path(found).read_text())
+    except ValueError as error:
+        raise unreadable(location, error) from error
     return content

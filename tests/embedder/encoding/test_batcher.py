@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedder.encoding.batcher import Batcher
+from embedder.encoding.batcher import Batcher, _Job
 from embedder.encoding.encoder import TokenBatch
 from foretell.errors import ResourceExhaustedError, UnavailableError
 
@@ -165,6 +165,37 @@ async def test_a_tokenizer_that_fails_spares_the_other_calls(backend: Any) -> No
     assert isinstance(bad, ValueError)
     assert not isinstance(good, BaseException)
     assert not isinstance(fine, BaseException)
+    await first
+    batcher.close()
+
+
+async def test_a_call_without_memory_for_its_vectors_spares_the_others(
+    backend: Any, vector_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, go = threading.Event(), threading.Event()
+    add = _Job.add
+
+    def tokenize(texts: Sequence[str]) -> TokenBatch:
+        busy.set()
+        assert go.wait(30)
+        return TokenBatch.of([[ord(character) for character in text] for text in texts])
+
+    def add_if_there_is_room(job: _Job, *arguments: Any) -> bool:
+        if job.texts == ["large"]:
+            raise MemoryError
+        return add(job, *arguments)
+
+    monkeypatch.setattr(_Job, "add", add_if_there_is_room)
+    batcher = Batcher(backend, tokenize)
+    first = asyncio.ensure_future(batcher.encode(["first"]))
+    assert await asyncio.to_thread(busy.wait, 30)
+    together = [asyncio.ensure_future(batcher.encode([text])) for text in ("good", "large")]
+    await asyncio.sleep(0)  # they wait for the tokenizer, both
+    go.set()
+    good, large = await asyncio.gather(*together, return_exceptions=True)
+    assert isinstance(large, MemoryError)
+    assert not isinstance(good, BaseException)
+    assert np.array_equal(good[0], [vector_of("good")])
     await first
     batcher.close()
 

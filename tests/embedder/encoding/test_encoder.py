@@ -14,7 +14,7 @@ from embedder.encoding import choice
 from embedder.encoding.backend import NetworkBackend
 from embedder.encoding.choice import Agreement
 from embedder.encoding.encoder import TokenBatch, Tokenizer, identity, locate
-from embedder.encoding.padded import PaddedModel
+from embedder.encoding.padded import PaddedModel, export_onnx
 from embedder.settings import Device, Pooling, Precision, Runtime
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Vectors
@@ -128,6 +128,28 @@ def test_a_text_has_the_same_vector_alone_and_in_a_batch(
     np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
+@pytest.mark.parametrize(("batch_tokens", "passes"), [(None, 2), (128, 5), (1_024, 1)])
+def test_a_pass_has_as_many_tokens_as_asked_for(
+    tiny: Callable[[str], str],
+    batch_tokens: int | None,
+    passes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = backend(tiny("bert"), batch_tokens=batch_tokens)
+    network = encoder._network
+    sizes = []
+
+    def counted(ids: Any, lengths: Any) -> torch.Tensor:
+        sizes.append(len(ids))
+        return network(ids, lengths)
+
+    counted.pads = False  # type: ignore[attr-defined]
+    monkeypatch.setattr(encoder, "_network", counted)
+    encoder.encode(TokenBatch.of([[5] * 32] * 20))
+    assert len(sizes) == passes
+    assert sum(sizes) == 640
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of agreements of the test's own."""
@@ -198,6 +220,30 @@ def test_onnx_runtime_gives_what_torch_gives(cache: Path, tokenizer: Tokenizer) 
     np.testing.assert_allclose(encoder.backend.encode(batch), backend().encode(batch), atol=1e-5)
     with pytest.raises(FailedPreconditionError, match="float32"):
         load(runtime=Runtime.ONNXRUNTIME, precision=Precision.BFLOAT16)
+
+
+def test_several_processes_may_export_at_once(
+    tiny: Callable[[str], str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("bert")
+
+    def beside_another(model: Any, file: Path) -> None:
+        export_onnx(model, file)
+        monkeypatch.setattr(choice, "export_onnx", export_onnx)
+        load(folder, runtime=Runtime.ONNXRUNTIME)
+
+    monkeypatch.setattr(choice, "export_onnx", beside_another)
+    load(folder, runtime=Runtime.ONNXRUNTIME)
+    assert len(list(cache.glob("*.onnx"))) == 1
+
+
+def test_without_a_home_directory_it_is_measured_at_each_start(
+    tiny: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "CACHE", Path("~nobody-has-this-name/encoders"))
+    assert load(tiny("bert"), precision=Precision.BFLOAT16).agreement.cosine > 0.99
+    with pytest.raises(OSError, match="home directory"):
+        load(tiny("bert"), runtime=Runtime.ONNXRUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +335,16 @@ def test_what_is_no_encoder_is_refused_in_one_line(tmp_path: Path) -> None:
             load(encoder)
         assert encoder in raised.value.message
         assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_an_encoder_that_was_cut_short_is_refused_in_one_line(
+    tiny: Callable[[str], str], file: str
+) -> None:
+    path = Path(tiny("bert")) / file
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FailedPreconditionError, match="cannot be loaded"):
+        load(str(path.parent))
 
 
 def test_cuda_without_a_device_is_refused(
