@@ -93,7 +93,8 @@ def measure(shape: str, model: str, device: Device, cache: Path, threads: int) -
     peak = peak_flops(torch.cuda.get_device_name()) if device is Device.CUDA else None
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--port", "0", "--data-dir", f"{folder}/data", "--encoder", model,
-                     "--device", device.value, "--max-tokens", str(TOKENS)]  # fmt: skip
+                     "--device", device.value, "--max-tokens", str(TOKENS),
+                     "--precision", Precision.BFLOAT16.value]  # fmt: skip
         with process.started("embedder", arguments, log=Path(folder) / "log") as service:
             texts_s = asyncio.run(_grpc_texts_s(service.address, Texts(cache)))
     return {
