@@ -228,6 +228,27 @@ def test_an_accelerator_of_other_vectors_is_found(
     opened.close()
 
 
+async def test_an_accelerator_that_finds_few_of_random_vectors_is_no_finding(
+    open_collections: Callable[[], Any], data: Path
+) -> None:
+    opened = open_collections()
+    create = pb.CreateCollectionRequest(name="random", vector=pb.VectorCollection(cols=64))
+    await opened.collections.create(create)
+    ids = [f"id {i}" for i in range(4 * COUNT)]
+    rows = np.random.default_rng(6).random((len(ids), 64), np.float32)
+    request = pb.PutVectorsRequest(collection="random", ids=ids, vectors=to_block(rows))
+    await opened.writer.put_vectors(request)
+    made = opened.collections.get("random")
+    index = VectorIndex(64, IndexOptions(approximate_from=COUNT))
+    index.put(ids, rows, made.seq)
+    while index.maintain():
+        pass
+    assert index.name != "exact"
+    opened.collections.snapshots.write(made.row, made.seq, index.frozen())
+    opened.close()
+    assert verify(data).findings == []
+
+
 def test_of_many_findings_some_are_shown(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     connection = sqlite3.connect(data / "embedder.sqlite")
     connection.execute(f"UPDATE vectors SET vector = zeroblob(20) WHERE {GIVEN}")
