@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedder.search.accelerators import KINDS, Accelerator
+from embedder.search.accelerators import Accelerator, usable
 from embedder.search.index import Frozen
 from embedder.storage.files import (
     CHUNK_BYTES,
@@ -93,7 +93,10 @@ class Snapshots:
         self._store = store
 
     def load(self, row: CollectionRow, current_seq: int) -> Snapshot | None:
-        """The newest good one of a collection; damaged ones are logged and passed over.
+        """The newest good one of a collection; those that are not are logged and deleted.
+
+        One that is ahead of the store, which somebody has put back to an earlier state, must not
+        stay: once the store has gone on to its seq, it would look like one of the new state.
 
         Args:
             row: the collection.
@@ -102,7 +105,10 @@ class Snapshots:
         for path in self._of(row.number):
             try:
                 return self._read(path, row, current_seq)
-            except (DamagedError, OSError) as error:
+            except DamagedError as error:
+                log.warning("collection %s: its snapshot %s is deleted: %s", row.name, path, error)
+                _delete(path)
+            except OSError as error:
                 log.warning("collection %s: its snapshot %s is left: %s", row.name, path, error)
         return None
 
@@ -175,7 +181,8 @@ class Snapshots:
         if len(names) != slots or int((seqs[:slots] >= 0).sum()) != manifest.vectors:
             raise DamagedError("its files do not have as many vectors as its manifest says")
         accelerator = None
-        if manifest.accelerator in KINDS:  # read by faiss only now that its digest is known
+        if manifest.accelerator and usable(manifest.accelerator):
+            # Read by faiss only now that its digest is known.
             try:
                 accelerator = Accelerator.read(path / ACCELERATOR, manifest.accelerator)
             except RuntimeError as error:  # written by another faiss

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -15,12 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.search.accelerators import LEAST
+from embedder.search import accelerators
+from embedder.search.accelerators import KINDS, LEAST
 from embedder.search.index import Frozen, IndexOptions, VectorIndex
 from embedder.storage import files, snapshot
+from embedder.storage.backup import back_up
 from embedder.storage.files import HashedFile
 from embedder.storage.snapshot import Snapshots
-from embedder.storage.store import CollectionRow
+from embedder.storage.store import FILE, CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.vectors import to_block
 
@@ -102,6 +105,20 @@ def test_an_accelerator_comes_back(tmp_path: Path) -> None:
     queries = np.random.default_rng(0).standard_normal((5, ROW.cols)).astype(np.float32)
     found = [hits.ids for hits in again.search(queries, 10)]
     assert found == [hits.ids for hits in index.search(queries, 10)]
+
+
+def test_an_accelerator_of_a_machine_with_a_gpu_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = filled(COUNT)
+    snapshots = Snapshots(tmp_path, "a store")
+    snapshots.write(ROW, SEQ, index.frozen())
+    monkeypatch.setitem(KINDS, index.name, replace(KINDS[index.name], on_gpu=True))
+    monkeypatch.setattr(accelerators, "has_gpu", lambda: False)
+    again = loaded(snapshots)
+    assert again is not None
+    assert again.name == "exact"
+    assert content(again) == content(index)
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
@@ -320,6 +337,26 @@ async def test_a_damaged_snapshot_is_built_anew(open_collections: Callable[[], A
     path = opened.collections.snapshots._of(opened.collections.get("given").row.number)[0]
     opened.close()
     flip(path / "rows.f32", 0.5)
+    assert content(open_collections().collections.get("given").index) == expected
+
+
+async def test_a_snapshot_of_a_state_that_was_put_back_never_comes_back(
+    open_collections: Callable[[], Any], tmp_path: Path
+) -> None:
+    opened = open_collections()
+    create = pb.CreateCollectionRequest(name="given", vector=pb.VectorCollection(cols=2))
+    await opened.collections.create(create)
+    await put(opened, {"a": [1, 1]})
+    back_up(tmp_path / "data", tmp_path / "backup")
+    await put(opened, {"b": [2, 2]})
+    save(opened)
+    opened.close()
+    shutil.copy(tmp_path / "backup" / FILE, tmp_path / "data" / FILE)
+    opened = open_collections()
+    await put(opened, {"c": [3, 3]})  # with the seq that b had
+    expected = content(opened.collections.get("given").index)
+    assert expected.keys() == {"a", "c"}
+    opened.close()
     assert content(open_collections().collections.get("given").index) == expected
 
 
