@@ -71,7 +71,9 @@ class SearchBatcher:
         self, index: VectorIndex, jobs: list[_Job], done: asyncio.Future[list[list[Hits]]]
     ) -> None:
         """Starts the next searches, then hands out the answers."""
-        waiting = self._waiting[index]
+        # For callers who have left nothing is searched.
+        waiting = deque(job for job in self._waiting[index] if not job.answer.done())
+        self._waiting[index] = waiting
         if waiting:
             self._start(index, _together(waiting))
         else:

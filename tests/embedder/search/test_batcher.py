@@ -134,6 +134,7 @@ async def test_who_leaves_and_what_fails_leave_the_others_alone(
     second.cancel()
     index.go_on.set()
     (hits,) = await third
+    assert index.calls == [1, 1]  # nothing for the second
     assert hits.ids[0] == index.search(rows[:1], 3)[0].ids[0]
     index.fails = True
     with pytest.raises(ValueError, match="no"):
