@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from embedder.storage import attributes
-from embedder.storage.store import Kind, derived_from, next_seq
+from embedder.storage.store import Kind, derived_from, next_seq, texts_of
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.vectors import Row, Vectors
 from serving.database import select_in
@@ -32,13 +32,16 @@ def put_items(
     connection: sqlite3.Connection,
     number: int,
     rows: Sequence[ItemRow],
-    vectors: Mapping[bytes, Row],
+    vectors: dict[bytes, Row],
     seq: int,
 ) -> list[ItemRow]:
     """Inserts or replaces items of different ids; returns those whose vector is new.
 
-    `vectors` has the vector of each hash. Items that are what they were are not written, and a
-    change of attributes alone leaves the item's seq, so that whoever follows vectors sees none.
+    `vectors` has the vector of each hash. Where the store has one already, which may be of another
+    batch and so differ a little, that one takes its place there, too.
+
+    Items that are what they were are not written, and a change of attributes alone leaves the
+    item's seq, so that whoever follows vectors sees none.
     """
     before = {
         id: (hash, text, json_text)
@@ -56,10 +59,13 @@ def put_items(
         and before[row.id][0] == row.hash
         and before[row.id][1:] != (row.text, row.attributes)
     ]
-    connection.executemany(
+    hashes = list(dict.fromkeys(row.hash for row in moved if row.hash is not None))
+    inserted = connection.executemany(
         "INSERT OR IGNORE INTO texts VALUES (?, ?)",
-        ((row.hash, vectors[row.hash].tobytes()) for row in moved if row.hash is not None),
+        ((hash, vectors[hash].tobytes()) for hash in hashes),
     )
+    if inserted.rowcount < len(hashes):
+        vectors.update(texts_of(connection, hashes))
     connection.executemany(
         "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?)",
         ((number, row.id, row.text, row.hash, row.attributes, seq) for row in moved),

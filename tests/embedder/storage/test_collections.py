@@ -274,6 +274,34 @@ async def test_a_known_text_is_not_encoded_again_even_after_a_restart(
     assert opened.backend.batches == []
 
 
+async def test_a_text_that_was_encoded_twice_has_one_vector(
+    open_collections: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first vector had left the memory and was not in the store yet."""
+    opened = open_collections()
+    monkeypatch.setattr(opened.writer._texts, "_max_rows", 0)
+    encode, free = opened.backend.encode, threading.Event()
+
+    def inexact(batch: Any) -> Vectors:
+        vectors: Vectors = encode(batch) + np.float32(len(opened.backend.batches) / 1_000)
+        if len(opened.backend.batches) == 2:
+            free.set()
+        return vectors
+
+    monkeypatch.setattr(opened.backend, "encode", inexact)
+    opened.store.database.submit(lambda connection: free.wait(30))
+    first = asyncio.ensure_future(opened.writer.upsert_items(upsert({"a": "same"})))
+    while not opened.backend.batches or opened.writer._texts._in_flight:
+        await asyncio.sleep(0.001)
+    second = asyncio.ensure_future(opened.writer.upsert_items(upsert({"b": "same"})))
+    assert [(await one).encoded for one in (first, second)] == [1, 1]
+    found = opened.collections.get("items").index.get(["a", "b"])
+    np.testing.assert_array_equal(found["a"], found["b"])
+    opened.close()
+    again = open_collections().collections.get("items").index.get(["a", "b"])
+    np.testing.assert_array_equal(again["b"], found["b"])
+
+
 async def test_a_text_that_no_item_has_leaves_the_store(
     open_collections: Callable[[], Any],
 ) -> None:
