@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from embedder.search.index import Filter
 from embedder.storage.collection import Collection
@@ -12,6 +13,10 @@ from embedder.storage.collections import Collections
 from embedder.storage.conditions import Ids
 from foretell import checks
 from foretell.embedder.v1 import embedder_service_pb2 as pb
+
+EVALUATING = ThreadPoolExecutor(4, "conditions")
+"""Threads of their own: a condition of 64 leaves may take seconds, for which reads and writes would
+wait, which share the event loop's threads."""
 
 
 async def filters_of(
@@ -28,8 +33,8 @@ async def filters_of(
             raise checks.no_conditions(request.filters, collection.row.name)
         left = threading.Event()
         try:
-            filters = await asyncio.to_thread(
-                _matching, request, collection, collections, left.is_set
+            filters = await asyncio.get_running_loop().run_in_executor(
+                EVALUATING, _matching, request, collection, collections, left.is_set
             )
         finally:
             left.set()  # a caller who does not wait any more needs no thread

@@ -59,6 +59,23 @@ def test_without_conditions_nothing_is_evaluated() -> None:
     assert store.asked == []
 
 
+def test_reads_do_not_wait_for_conditions() -> None:
+    free = threading.Event()
+
+    class Slow(Store):
+        def matching(self, *arguments: Any) -> list[tuple[str, ...]]:
+            assert free.wait(WAIT_S)
+            return super().matching(*arguments)
+
+    async def read() -> None:
+        calls = [asyncio.ensure_future(filters(Slow(), 1, only("a"))) for _ in range(40)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.to_thread(free.set), WAIT_S / 4)
+        await asyncio.gather(*calls)
+
+    asyncio.run(read())
+
+
 def test_who_does_not_wait_keeps_no_thread() -> None:
     started, ended = threading.Event(), threading.Event()
 
