@@ -97,17 +97,11 @@ def say(text: str) -> None:
 def hardware() -> str:
     """The machine in words: CPU, cores of this process, instructions, memory, GPUs."""
     info = _cpu_info()
-    flags = cpu_flags()
+    flags = [flag for flag in CPU_FLAGS if flag in info.get("flags", "").split()]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [info.get("model name", platform.processor() or platform.machine())]
     parts += [f"{cores()} cores", " ".join(flags), f"{memory:.0f} GiB", *_gpus()]
     return ", ".join(part for part in parts if part)
-
-
-def cpu_flags() -> list[str]:
-    """Those of `CPU_FLAGS` that this machine has."""
-    had = _cpu_info().get("flags", "").split()
-    return [flag for flag in CPU_FLAGS if flag in had]
 
 
 def cores() -> int:

@@ -132,14 +132,19 @@ def attributes(values: Mapping[str, str], field: str) -> None:
     count(len(values), field, limits.ATTRIBUTES)
     for key, value in values.items():
         identifier(key, f"{field}[{key[: limits.ATTRIBUTE_KEY_CHARS]}]", limits.ATTRIBUTE_KEY_CHARS)
-        if len(value) > limits.ATTRIBUTE_VALUE_CHARS:
-            raise InvalidArgumentError(
-                f"{field}[{key}] has {len(value):,} characters; "
-                f"at most {limits.ATTRIBUTE_VALUE_CHARS:,} are allowed",
-                reason="TOO_LONG",
-                field=f"{field}[{key}]",
-                metadata={"limit": str(limits.ATTRIBUTE_VALUE_CHARS)},
-            )
+        _attribute_value(value, f"{field}[{key}]")
+
+
+def _attribute_value(value: str, field: str) -> None:
+    """Refuses an attribute's value that is too long."""
+    if len(value) > limits.ATTRIBUTE_VALUE_CHARS:
+        raise InvalidArgumentError(
+            f"{field} has {len(value):,} characters; "
+            f"at most {limits.ATTRIBUTE_VALUE_CHARS:,} are allowed",
+            reason="TOO_LONG",
+            field=field,
+            metadata={"limit": str(limits.ATTRIBUTE_VALUE_CHARS)},
+        )
 
 
 def k(value: int | None, default: int = limits.K_DEFAULT, field: str = "k") -> int:
@@ -428,14 +433,7 @@ class _Condition:
         # What the leaves before it have counts too.
         count(len(values) and self._values, field, limits.CONDITION_VALUES)
         for index, value in enumerate(values):
-            if len(value) > limits.ATTRIBUTE_VALUE_CHARS:
-                raise InvalidArgumentError(
-                    f"{field}[{index}] has {len(value):,} characters; "
-                    f"at most {limits.ATTRIBUTE_VALUE_CHARS:,} are allowed",
-                    reason="TOO_LONG",
-                    field=f"{field}[{index}]",
-                    metadata={"limit": str(limits.ATTRIBUTE_VALUE_CHARS)},
-                )
+            _attribute_value(value, f"{field}[{index}]")
 
 
 def condition_too_deep(field: str) -> InvalidArgumentError:

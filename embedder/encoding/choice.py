@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Encoder:
     backend: NetworkBackend
     path: str
     """What runs, in words: `torch bfloat16 (avx512_bf16), packed`."""
-    agreement: Agreement
+    agreement: Agreement = Agreement(1.0, 1.0)
 
 
 def load(
@@ -109,7 +109,7 @@ def load(
         if dtype is torch.bfloat16 and place == "cpu" and (flag := bfloat16_flag()):
             words[0] += f" ({flag})"
         words.append("packed" if kind is PackedBert else "padded")
-        return Encoder(backend(kind(model, dtype, place)), ", ".join(words), Agreement(1.0, 1.0))
+        return Encoder(backend(kind(model, dtype, place)), ", ".join(words))
 
     def compared(encoder: Encoder) -> Encoder:
         key = f"{mark} {files.pooling.value} {encoder.path} {_machine(place)}"
@@ -117,13 +117,13 @@ def load(
         if found is None:
             found = _agreement(encoder.backend, in_torch(torch.float32).backend, tokenizer)
             _keep(key, found)
-        return Encoder(encoder.backend, encoder.path, found)
+        return replace(encoder, agreement=found)
 
     if runtime is Runtime.ONNXRUNTIME:
         if precision is Precision.BFLOAT16 or place == "cuda":
             raise FailedPreconditionError("runtime onnxruntime runs in float32 on the CPU")
         network = OnnxNetwork(_onnx_file(files, mark), threads // workers(threads))
-        return compared(Encoder(backend(network), "onnxruntime float32, padded", Agreement(1, 1)))
+        return compared(Encoder(backend(network), "onnxruntime float32, padded"))
     if precision is Precision.BFLOAT16:
         return compared(in_torch(torch.bfloat16))
     if precision is Precision.AUTO and _has_bfloat16(place):

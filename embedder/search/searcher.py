@@ -64,14 +64,7 @@ class Searcher:
         *,
         include_vectors: bool = False,
     ) -> list[Hits]:
-        """The `k` best of each query, fewer only where fewer pass its filter.
-
-        Args:
-            queries: float32 (queries, cols).
-            k: of all queries, or one each.
-            filters: none, or one per query.
-            include_vectors: whether the hits have their vectors.
-        """
+        """See `VectorIndex.search`."""
         queries = np.ascontiguousarray(queries, np.float32)
         wanted = np.broadcast_to(np.asarray(k, np.int64), len(queries))
         with _threads(None if self.accelerator is None else len(queries)):
