@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from foretell import limits
-from serving.interceptors import ErrorInterceptor
+from serving.calls import CallInterceptor
 from serving.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ async def running(
         OSError: the port is taken or the address is none of this machine's.
     """
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[CallInterceptor()],
         options=OPTIONS,
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
     )

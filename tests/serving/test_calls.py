@@ -16,7 +16,7 @@ from foretell.errors import (
     ResourceExhaustedError,
     from_rpc_error,
 )
-from serving.interceptors import ErrorInterceptor
+from serving.calls import CallInterceptor
 
 PREFIX = "/foretell.embedder.v1.EmbedderService/"
 
@@ -46,7 +46,7 @@ class Servicer(rpc.EmbedderServiceServicer):
 
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    server = grpc.aio.server(interceptors=[CallInterceptor()])
     servicer = Servicer()  # type: ignore[abstract]  # the other methods are not called
     rpc.add_EmbedderServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
