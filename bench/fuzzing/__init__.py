@@ -1,0 +1,1 @@
+"""Requests that no friend would send."""
