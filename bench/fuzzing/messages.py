@@ -62,12 +62,18 @@ def methods() -> list[MethodDescriptor]:
     ]
 
 
-def words(ids: tuple[str, ...], users: tuple[str, ...], collections: tuple[str, ...]) -> Words:
-    """The vocabulary in which these are known."""
+def words(
+    ids: tuple[str, ...],
+    users: tuple[str, ...],
+    collections: tuple[str, ...],
+    names: tuple[str, ...],
+) -> Words:
+    """The vocabulary in which these are known; `names`: collections that are made and deleted."""
     by_names = {
         "id ids item_id item_ids allow_ids deny_ids allow_item_ids deny_item_ids": ids,
         "user_id": users,
-        "collection name source": collections,
+        "collection source": collections,
+        "name": names,
         "version": ("first", "no-such-version", "../first"),
         "behavior_type": ("view", "buy", "search"),
         "request_id event_id": ("", "one", "two"),
@@ -89,9 +95,7 @@ def requests(method: MethodDescriptor, vocabulary: Words) -> st.SearchStrategy[R
 
 
 @st.composite
-def messages(
-    draw: st.DrawFn, kind: Descriptor, vocabulary: Words, depth: int = 0
-) -> Message:
+def messages(draw: st.DrawFn, kind: Descriptor, vocabulary: Words, depth: int = 0) -> Message:
     """A message of any kind."""
     if kind.full_name == VectorBlock.DESCRIPTOR.full_name:
         return draw(_blocks())

@@ -18,6 +18,7 @@ import h2.settings
 from hypothesis import strategies as st
 
 from bench.fuzzing.messages import Request
+from foretell.errors import DETAILS_KEY
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -26,6 +27,16 @@ ANSWER_S = 5.0
 
 HALF_SENT_S = 0.2
 """After this what cannot be answered is hung up."""
+
+
+class Answer(NamedTuple):
+    """What came back for a call."""
+
+    status: int
+    """The value of `grpc-status`."""
+    details: bool
+    """Whether a google.rpc.Status came with it: whether a service gave the answer, not gRPC."""
+    message: str
 
 
 class Conversation(NamedTuple):
@@ -48,15 +59,15 @@ def conversations(calls: st.SearchStrategy[Request]) -> st.SearchStrategy[Conver
     )
 
 
-async def converse(address: str, conversation: Conversation) -> list[str]:
-    """Sends it and returns the values of `grpc-status` that came back.
+async def converse(address: str, conversation: Conversation) -> list[Answer]:
+    """Sends it and returns what came back.
 
     Raises:
         OSError: nobody listens.
     """
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
-    statuses: list[str] = []
+    answers: list[Answer] = []
     connection = _connection()
     connection.initiate_connection()
     connection.send_headers(1, _HEADERS, end_stream=True)
@@ -66,14 +77,14 @@ async def converse(address: str, conversation: Conversation) -> list[str]:
             await writer.drain()
             while some := await reader.read(65_536):
                 events = connection.receive_data(some)
-                statuses += _statuses(events)
+                answers += _answers(events)
                 if any(isinstance(event, _ENDINGS) for event in events):
                     break
     except (OSError, TimeoutError, h2.exceptions.ProtocolError):
         pass  # hung up, or waits for more, or answers in HTTP/1: all are its right
     finally:
         writer.transport.abort()
-    return statuses
+    return answers
 
 
 _ENDINGS = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
@@ -152,12 +163,14 @@ def _connection() -> h2.connection.H2Connection:
     return h2.connection.H2Connection(config)
 
 
-def _statuses(events: Iterable[h2.events.Event]) -> list[str]:
+def _answers(events: Iterable[h2.events.Event]) -> list[Answer]:
     heads = (h2.events.ResponseReceived, h2.events.TrailersReceived)
-    return [
-        value if isinstance(value, str) else value.decode()
-        for event in events
-        if isinstance(event, heads)
-        for name, value in event.headers or ()
-        if name in ("grpc-status", b"grpc-status")
-    ]
+    found = []
+    for event in events:
+        if isinstance(event, heads):
+            headers = {str(name): str(value) for name, value in event.headers or ()}
+            if "grpc-status" in headers:
+                details = DETAILS_KEY in headers
+                message = headers.get("grpc-message", "")
+                found.append(Answer(int(headers["grpc-status"]), details, message))
+    return found
