@@ -2,122 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-import grpc
-import torch
-
-from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
-from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
-from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
-from foretell.predictor.v1.prediction_service_pb2_grpc import (
-    add_PredictionServiceServicer_to_server,
-)
-from predictor.activation import Models
-from predictor.behaviors import BehaviorTexts
-from predictor.database import open_database
-from predictor.embedder import Embedder
-from predictor.events import EventStore
-from predictor.prediction import Predictor
-from predictor.processes import Presence
-from predictor.retrieval import Retrieval
-from predictor.service import EventService, ModelService, PredictionService
-from predictor.settings import PredictorSettings
-from serving import settings as service_settings
-from serving.server import Register, configure_logging, run_to_end, serve
-
-log = logging.getLogger(__name__)
-
-RESTART_S = 1.0
-"""Pause before a background task that failed begins anew."""
+from collections.abc import Sequence
 
 
-@contextlib.asynccontextmanager
-async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
-    """All parts of the service, running; gives what adds its servicers to a server."""
-    torch.set_num_threads(settings.threads)
-    async with contextlib.AsyncExitStack() as stack:
-        db = open_database(settings.data_dir)
-        stack.callback(db.close)
-        embedder = Embedder(settings.embedder)
-        stack.push_async_callback(embedder.close)
-        presence = Presence(db, settings.heartbeat_s)
-        await presence.beat()
-        stack.push_async_callback(presence.leave)
-        store = EventStore(db)
-        models = Models(db, settings.data_dir, embedder, presence)
-        stack.push_async_callback(models.close)
-        texts = BehaviorTexts(db, embedder, presence)
-        retrieval = Retrieval(embedder, settings.embedder_deadline_ms / 1_000)
-        predictor = Predictor(store, models, retrieval, settings.history_events)
-        stack.callback(predictor.close)
-        await embedder.probe()
-        await models.swap()
-        await stack.enter_async_context(
-            _background(lambda: presence.run(models.look), models.run, texts.run, embedder.run)
-        )
-
-        def add_servicers(server: grpc.aio.Server) -> Sequence[str]:
-            add_EventServiceServicer_to_server(EventService(store, texts), server)
-            add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
-            add_ModelServiceServicer_to_server(
-                ModelService(store, models, embedder, settings.activation_deadline_s), server
-            )
-            return [
-                file.DESCRIPTOR.services_by_name[name].full_name
-                for file, name in (
-                    (event_service_pb2, "EventService"),
-                    (prediction_service_pb2, "PredictionService"),
-                    (model_service_pb2, "ModelService"),
-                )
-            ]
-
-        yield add_servicers
-
-
-@contextlib.asynccontextmanager
-async def _background(*runs: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Background tasks for as long as the block runs."""
-    tasks = [asyncio.create_task(_restarted(run)) for run in runs]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _restarted(run: Callable[[], Awaitable[None]]) -> None:
-    """Runs a task that never ends; a failure is a bug, but not the end of the service."""
-    while True:
-        try:
-            await run()
-        except Exception:
-            log.exception("a background task failed and begins anew")
-        await asyncio.sleep(RESTART_S)
-
-
-async def _serve(settings: PredictorSettings) -> None:
-    async with application(settings) as add_servicers:
-        await serve("predictor", settings, add_servicers)
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; without one it serves."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Each reads in only what it needs: serving does not wait for scikit-learn.
     if arguments and arguments[0] in ("train", "evaluate", "register"):
-        from predictor.learning import commands  # reads in more than serving needs
+        from predictor.learning import commands
 
         return commands.main(arguments)
-    configure_logging("predictor")
-    settings = service_settings.load(PredictorSettings, arguments, "python -m predictor")
-    log.info("settings: %s", settings.describe())
-    run_to_end(_serve(settings))
-    return 0
+    from predictor import application
+
+    return application.main(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,6 +9,9 @@ from pydantic_settings import SettingsConfigDict
 
 from serving.settings import ServiceSettings
 
+PROGRAM = "predictor"
+"""Its name in messages and in the log."""
+
 
 class PredictorSettings(ServiceSettings):
     """Settings of `python -m predictor`; environment variables begin with FORETELL_PREDICTOR_."""

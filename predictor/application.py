@@ -1,0 +1,125 @@
+"""The service, from its settings to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import grpc
+import torch
+
+from foretell.errors import FailedPreconditionError
+from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
+from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
+from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from foretell.predictor.v1.prediction_service_pb2_grpc import (
+    add_PredictionServiceServicer_to_server,
+)
+from predictor.activation import Models
+from predictor.behaviors import BehaviorTexts
+from predictor.database import open_database
+from predictor.embedder import Embedder
+from predictor.events import EventStore
+from predictor.prediction import Predictor
+from predictor.processes import Presence
+from predictor.retrieval import Retrieval
+from predictor.service import EventService, ModelService, PredictionService
+from predictor.settings import PROGRAM, PredictorSettings
+from serving import settings as service_settings
+from serving.server import Register, configure_logging, run_to_end, serve
+
+log = logging.getLogger(PROGRAM)
+
+RESTART_S = 1.0
+"""Pause before a background task that failed begins anew."""
+
+
+@contextlib.asynccontextmanager
+async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
+    """All parts of the service, running; gives what adds its servicers to a server."""
+    torch.set_num_threads(settings.threads)
+    async with contextlib.AsyncExitStack() as stack:
+        db = open_database(settings.data_dir)
+        stack.callback(db.close)
+        embedder = Embedder(settings.embedder)
+        stack.push_async_callback(embedder.close)
+        presence = Presence(db, settings.heartbeat_s)
+        await presence.beat()
+        stack.push_async_callback(presence.leave)
+        store = EventStore(db)
+        models = Models(db, settings.data_dir, embedder, presence)
+        stack.push_async_callback(models.close)
+        texts = BehaviorTexts(db, embedder, presence)
+        retrieval = Retrieval(embedder, settings.embedder_deadline_ms / 1_000)
+        predictor = Predictor(store, models, retrieval, settings.history_events)
+        stack.callback(predictor.close)
+        await embedder.probe()
+        await models.swap()
+        await stack.enter_async_context(
+            _background(lambda: presence.run(models.look), models.run, texts.run, embedder.run)
+        )
+
+        def add_servicers(server: grpc.aio.Server) -> Sequence[str]:
+            add_EventServiceServicer_to_server(EventService(store, texts), server)
+            add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
+            add_ModelServiceServicer_to_server(
+                ModelService(store, models, embedder, settings.activation_deadline_s), server
+            )
+            return [
+                file.DESCRIPTOR.services_by_name[name].full_name
+                for file, name in (
+                    (event_service_pb2, "EventService"),
+                    (prediction_service_pb2, "PredictionService"),
+                    (model_service_pb2, "ModelService"),
+                )
+            ]
+
+        yield add_servicers
+
+
+@contextlib.asynccontextmanager
+async def _background(*runs: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Background tasks for as long as the block runs."""
+    tasks = [asyncio.create_task(_restarted(run)) for run in runs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _restarted(run: Callable[[], Awaitable[None]]) -> None:
+    """Runs a task that never ends; a failure is a bug, but not the end of the service."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("a background task failed and begins anew")
+        await asyncio.sleep(RESTART_S)
+
+
+async def _serve(settings: PredictorSettings) -> None:
+    async with application(settings) as add_servicers:
+        await serve(PROGRAM, settings, add_servicers)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0 after SIGTERM or SIGINT; 2 and one line where it cannot start."""
+    settings = service_settings.load(PredictorSettings, arguments, PROGRAM)
+    configure_logging(PROGRAM)
+    log.info("settings: %s", settings.describe())
+    try:
+        run_to_end(_serve(settings))
+    except FailedPreconditionError as error:
+        sys.stderr.write(f"{PROGRAM}: {error.message}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return 2
+    except KeyboardInterrupt:  # before the service was ready
+        return 130
+    return 0
