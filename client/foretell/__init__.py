@@ -2,6 +2,7 @@
 
 from foretell._async_client import AsyncClient
 from foretell._channel import ClientSettings
+from foretell._security import Security
 from foretell._sync_client import Client
 from foretell.conditions import Attribute, Condition, attribute
 from foretell.errors import (
@@ -103,6 +104,7 @@ __all__ = [
     "ScoredItem",
     "SearchHits",
     "SearchResult",
+    "Security",
     "ShortfallReason",
     "TermRows",
     "Timings",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from numpy.typing import ArrayLike
@@ -20,8 +19,10 @@ from foretell._channel import (
     async_channel,
     batches,
     building,
+    call_metadata,
     new_request_id,
 )
+from foretell._security import Watched
 from foretell.common.v1 import common_pb2
 from foretell.conditions import Condition
 from foretell.embedder.v1 import embedder_service_pb2 as epb
@@ -87,14 +88,20 @@ class AsyncClient:
         self._addresses = {"embedder": embedder, "predictor": predictor}
         self._settings = settings or ClientSettings()
         self._timeout_s = timeout_s
+        security = self._settings.security
+        self._metadata = call_metadata(security)
+        self._credentials = Watched(security.tls_files, security.credentials)
+        self._opened_with = self._credentials.get()
         self._channels: dict[str, AsyncChannel] = {}
+        self._stubs: dict[str, Any] = {}
+        self._retired: list[AsyncChannel] = []
         self._lock = threading.Lock()
         self._closed = False
 
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled."""
         self._closed = True
-        for channel in self._channels.values():
+        for channel in (*self._channels.values(), *self._retired):
             await channel.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -326,7 +333,7 @@ class AsyncClient:
             request = epb.WatchItemsRequest(collection=collection, after_seq=after_seq)
         if self._closed:
             raise _closed()
-        call = self._embedder.WatchItems(request)
+        call = self._embedder.WatchItems(request, metadata=self._metadata())
         try:
             async for message in call:
                 yield _convert.changes_from_proto(message)
@@ -618,40 +625,62 @@ class AsyncClient:
         if self._closed:
             raise _closed()
         try:
-            return await method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            return await method(
+                request,
+                timeout=timeout_s,
+                wait_for_ready=wait_for_ready,
+                metadata=self._metadata(),
+            )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 
-    @cached_property
+    @property
     def _embedder(self) -> AsyncEmbedderStub:
-        return EmbedderServiceStub(self._channel("embedder"))
+        stub: AsyncEmbedderStub = self._stub(EmbedderServiceStub, "embedder")
+        return stub
 
-    @cached_property
+    @property
     def _events(self) -> AsyncEventStub:
-        return EventServiceStub(self._channel("predictor"))
+        stub: AsyncEventStub = self._stub(EventServiceStub, "predictor")
+        return stub
 
-    @cached_property
+    @property
     def _predictions(self) -> AsyncPredictionStub:
-        return PredictionServiceStub(self._channel("predictor"))
+        stub: AsyncPredictionStub = self._stub(PredictionServiceStub, "predictor")
+        return stub
 
-    @cached_property
+    @property
     def _models(self) -> AsyncModelStub:
-        return ModelServiceStub(self._channel("predictor"))
+        stub: AsyncModelStub = self._stub(ModelServiceStub, "predictor")
+        return stub
+
+    def _stub(self, kind: Callable[[AsyncChannel], Any], service: str) -> Any:
+        """The stub, made by the first call so that it belongs to the caller's event loop; and
+        made anew when certificates have changed."""
+        if self._closed:
+            raise _closed()
+        with self._lock:
+            if self._credentials.get() is not self._opened_with:
+                self._opened_with = self._credentials.get()
+                # Calls in flight go on; a channel without calls soon lets go of its connections.
+                self._retired += self._channels.values()
+                self._channels.clear()
+                self._stubs.clear()
+            stub = self._stubs.get(kind.__name__)
+            if stub is None:
+                stub = self._stubs[kind.__name__] = kind(self._channel(service))
+            return stub
 
     def _channel(self, service: str) -> AsyncChannel:
-        """The channel, opened by the first call so that it belongs to the caller's event loop."""
         address = self._addresses[service]
         if not address:
             raise FailedPreconditionError(
                 f"this client has no address of the {service}; give it as {service}='HOST:PORT'",
                 reason="NO_ADDRESS",
             )
-        if self._closed:
-            raise _closed()
-        with self._lock:
-            if service not in self._channels:
-                self._channels[service] = async_channel(address, self._settings)
-            return self._channels[service]
+        if service not in self._channels:
+            self._channels[service] = async_channel(address, self._settings, self._opened_with)
+        return self._channels[service]
 
 
 def _element_type(float16: bool) -> common_pb2.ElementType.ValueType:

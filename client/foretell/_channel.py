@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import grpc
@@ -14,6 +15,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from foretell import limits
+from foretell._security import Security, Watched, read_file
 from foretell.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -75,10 +77,12 @@ class ClientSettings:
     """First pause between two attempts of a call that met UNAVAILABLE; it doubles each time."""
     max_backoff_s: float = 2.0
     """Longest such pause."""
+    security: Security = field(default_factory=Security)
+    """TLS, certificates and a token."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if not getattr(self, name) > 0:
+            if name != "security" and not getattr(self, name) > 0:
                 raise InvalidArgumentError(
                     f"{name} is {getattr(self, name)}; it must be greater than 0",
                     reason="BAD_SETTING",
@@ -100,6 +104,7 @@ class ClientSettings:
             ("grpc.http2.max_pings_without_data", 0),
             # A service that comes back is found soon; the default waits up to two minutes.
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            *self.security.options,
         ]
 
     def _service_config(self) -> str:
@@ -110,17 +115,80 @@ class ClientSettings:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        return json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": retry}]})
+        return json.dumps(
+            {
+                "methodConfig": [{"name": [{}], "retryPolicy": retry}],
+                # Of several addresses each gets its share of the calls, and one that fails none.
+                "loadBalancingConfig": [{"round_robin": {}}],
+            }
+        )
 
 
-def async_channel(address: str, settings: ClientSettings) -> grpc.aio.Channel:
-    """A channel of the running event loop."""
-    return grpc.aio.insecure_channel(address, options=settings.options())
+def target(addresses: str) -> str:
+    """gRPC's name for HOST:PORT, several IP:PORT with commas between them, or any name of gRPC's
+    own, such as `unix:PATH`.
+
+    Raises:
+        InvalidArgumentError: a list of something else.
+    """
+    if "," not in addresses:
+        return addresses
+    hosts = [one.strip().rpartition(":") for one in addresses.split(",")]
+    try:
+        versions = {ipaddress.ip_address(host.strip("[]")).version for host, _, _ in hosts}
+        ports = all(port.isdecimal() and 0 < int(port) < 65_536 for _, _, port in hosts)
+    except ValueError:
+        versions, ports = set(), False
+    if len(versions) != 1 or not ports:
+        raise InvalidArgumentError(
+            f"{addresses!r} is no list of IP:PORT of one IP version; several addresses behind a "
+            "name are given as that name",
+            reason="BAD_ADDRESS",
+        )
+    return f"ipv{versions.pop()}:" + ",".join(f"{host}:{port}" for host, _, port in hosts)
 
 
-def sync_channel(address: str, settings: ClientSettings) -> grpc.Channel:
-    """A channel for any thread."""
-    return grpc.insecure_channel(address, options=settings.options())
+def async_channel(
+    address: str, settings: ClientSettings, credentials: grpc.ChannelCredentials | None
+) -> grpc.aio.Channel:
+    """A channel of the running event loop; without credentials unencrypted."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(target(address), options=settings.options())
+    return grpc.aio.secure_channel(target(address), credentials, options=settings.options())
+
+
+def sync_channel(
+    address: str, settings: ClientSettings, credentials: grpc.ChannelCredentials | None
+) -> grpc.Channel:
+    """A channel for any thread, likewise."""
+    if credentials is None:
+        return grpc.insecure_channel(target(address), options=settings.options())
+    return grpc.secure_channel(target(address), credentials, options=settings.options())
+
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def call_metadata(security: Security) -> Callable[[], Metadata]:
+    """Gives the metadata of a call: the token, read again when its file changes.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read or holds no token.
+    """
+    if not security.token_file:
+        return lambda: ()
+
+    def read() -> Metadata:
+        token = read_file(security.token_file, "token_file").strip()
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise InvalidArgumentError(
+                f"token_file: {security.token_file} does not hold a token",
+                reason="BAD_SETTING",
+                field="token_file",
+            )
+        return (("authorization", f"Bearer {token}"),)
+
+    return Watched([security.token_file], read).get
 
 
 def new_request_id(given: str | None) -> str:

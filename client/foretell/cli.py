@@ -15,7 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from foretell import limits, types
+from foretell._channel import ClientSettings
 from foretell._output import Progress, pairs, table, to_json
+from foretell._security import Security
 from foretell._sync_client import Client
 from foretell.conditions import Condition, attribute
 from foretell.errors import ForetellError, UnavailableError
@@ -40,11 +42,23 @@ _SIGNS: dict[str, Callable[..., Condition]] = {
 }
 
 
+_SECURITY = {
+    "ca_file": "PEM file of who may have signed the services' certificates; turns TLS on",
+    "certificate_file": "PEM file of a certificate to show to the services",
+    "key_file": "PEM file of its key",
+    "server_name": "name in the services' certificates, where it is not the address's",
+    "token_file": "file with the token to show to the services",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 good, 1 an error, 2 wrong usage (by argparse)."""
     options = _parser().parse_args(arguments)
     try:
-        with Client(options.embedder, options.predictor, timeout_s=options.timeout) as client:
+        settings = ClientSettings(security=_security(options))
+        with Client(
+            options.embedder, options.predictor, settings=settings, timeout_s=options.timeout
+        ) as client:
             status: int = options.run(client, options)
             return status
     except ForetellError as error:
@@ -59,13 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     group = common.add_argument_group("common options")
     group.add_argument(
         "--embedder",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,...]",
         default=os.environ.get("FORETELL_EMBEDDER") or EMBEDDER,
         help=f"the embedder (environment: FORETELL_EMBEDDER; default: {EMBEDDER})",
     )
     group.add_argument(
         "--predictor",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,...]",
         default=os.environ.get("FORETELL_PREDICTOR") or PREDICTOR,
         help=f"the predictor (environment: FORETELL_PREDICTOR; default: {PREDICTOR})",
     )
@@ -73,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=_seconds, help="deadline of each call to a service"
     )
     group.add_argument("--json", action="store_true", help="print one JSON object")
+    for name, what in _SECURITY.items():
+        variable = f"FORETELL_{name.upper()}"
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="NAME" if name == "server_name" else "FILE",
+            default=os.environ.get(variable, ""),
+            help=f"{what} (environment: {variable})",
+        )
 
     parser = argparse.ArgumentParser(
         prog="foretell", description="Import data, ask for predictions, look after models."
@@ -128,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("user", metavar="USER")
     command("info", "say what runs", _info, "")
     return parser
+
+
+def _security(options: argparse.Namespace) -> Security:
+    return Security(**{name: getattr(options, name) for name in _SECURITY})
 
 
 def _add_k(parser: argparse.ArgumentParser) -> None:
