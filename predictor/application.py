@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import grpc
 import torch
 
-from foretell.errors import FailedPreconditionError
+from foretell.errors import FailedPreconditionError, InvalidArgumentError
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
 from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -44,7 +44,7 @@ async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
     async with contextlib.AsyncExitStack() as stack:
         db = open_database(settings.data_dir)
         stack.callback(db.close)
-        embedder = Embedder(settings.embedder)
+        embedder = Embedder(settings.embedder, settings.embedder_security)
         stack.push_async_callback(embedder.close)
         presence = Presence(db, settings.heartbeat_s)
         await presence.beat()
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
     log.info("settings: %s", settings.describe())
     try:
         run_to_end(_serve(settings))
-    except FailedPreconditionError as error:
+    except (FailedPreconditionError, InvalidArgumentError) as error:
         sys.stderr.write(f"{PROGRAM}: {error.message}\n")
         return 2
     except OSError as error:

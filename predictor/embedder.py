@@ -10,6 +10,8 @@ from typing import TypeVar
 import grpc
 
 from foretell import limits
+from foretell._channel import call_metadata, target
+from foretell._security import Security, Watched
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as pb_grpc
 from foretell.errors import (
@@ -46,6 +48,10 @@ _OPTIONS = [
 ]
 
 
+NO_SECURITY = Security()
+"""No TLS and no token."""
+
+
 class Embedder:
     """A channel to the embedder that knows whether it answers.
 
@@ -53,13 +59,40 @@ class Embedder:
     for nothing; `run` looks until it answers again.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: Security = NO_SECURITY) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self.stub: pb_grpc.EmbedderServiceAsyncStub = pb_grpc.EmbedderServiceStub(self._channel)
+        self._security = security
+        self._metadata = call_metadata(security)
+        self._credentials = Watched(
+            security.tls_files,
+            security.credentials,
+            lambda error: log.error("certificates stay as before: %s", error),
+        )
+        self._channels: list[grpc.aio.Channel] = []
+        self._connect()
         self.available = False
         self._lost = asyncio.Event()
         self._lost.set()
+
+    def _connect(self) -> None:
+        """Opens a channel with the credentials of now; calls on the one before go on."""
+        self._opened_with = self._credentials.get()
+        options = [*_OPTIONS, *self._security.options]
+        if self._opened_with is None:
+            channel = grpc.aio.insecure_channel(target(self.address), options=options)
+        else:
+            channel = grpc.aio.secure_channel(
+                target(self.address), self._opened_with, options=options
+            )
+        self._channels.append(channel)
+        self._stub: pb_grpc.EmbedderServiceAsyncStub = pb_grpc.EmbedderServiceStub(channel)
+
+    @property
+    def stub(self) -> pb_grpc.EmbedderServiceAsyncStub:
+        """The methods; of a new channel when certificates have changed."""
+        if self._credentials.get() is not self._opened_with:
+            self._connect()
+        return self._stub
 
     async def call(
         self,
@@ -91,7 +124,12 @@ class Embedder:
         wait_for_ready: bool,
     ) -> R:
         try:
-            response = await method(request, timeout=timeout_s, wait_for_ready=wait_for_ready)
+            response = await method(
+                request,
+                timeout=timeout_s,
+                wait_for_ready=wait_for_ready,
+                metadata=self._metadata(),
+            )
         except grpc.aio.AioRpcError as error:
             raise self._noted(from_rpc_error(error)) from None
         self._seen()
@@ -104,7 +142,7 @@ class Embedder:
             ForetellError: as `call`.
         """
         request = pb.WatchItemsRequest(collection=collection, after_seq=after_seq)
-        call = self.stub.WatchItems(request, wait_for_ready=True)
+        call = self.stub.WatchItems(request, wait_for_ready=True, metadata=self._metadata())
         try:
             async for response in call:
                 self._seen()
@@ -132,8 +170,9 @@ class Embedder:
             await asyncio.sleep(PROBE_PAUSE_S)
 
     async def close(self) -> None:
-        """Closes the channel; calls in flight are cancelled."""
-        await self._channel.close()
+        """Closes the channels; calls in flight are cancelled."""
+        for channel in self._channels:
+            await channel.close()
 
     def _seen(self) -> None:
         if not self.available:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from foretell._security import Security
 from serving.settings import ServiceSettings
 
 PROGRAM = "predictor"
@@ -26,6 +27,16 @@ class PredictorSettings(ServiceSettings):
     """Events and registered models. Several predictors on one host may share it."""
     embedder: str = "127.0.0.1:50051"
     """host:port of the embedder."""
+    embedder_ca_file: str = ""
+    """PEM file of authorities that may have signed the embedder's certificate; turns TLS on."""
+    embedder_certificate_file: str = ""
+    """PEM file of a certificate to show to the embedder."""
+    embedder_key_file: str = ""
+    """PEM file of its key."""
+    embedder_server_name: str = ""
+    """Name in the embedder's certificate, where it is not the address's."""
+    embedder_token_file: str = ""
+    """File with the token to show to the embedder."""
     embedder_deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
     """How long a prediction waits for the embedder before it answers without."""
     activation_deadline_s: float = Field(default=120.0, gt=0, le=3_600)
@@ -37,3 +48,18 @@ class PredictorSettings(ServiceSettings):
     """Latest events of a user that an answer without a model rests on."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of the sequence model's forward pass. More of them help PredictMany only."""
+
+    @property
+    def embedder_security(self) -> Security:
+        """How the embedder is called.
+
+        Raises:
+            InvalidArgumentError: files that do not go together.
+        """
+        return Security(
+            ca_file=self.embedder_ca_file,
+            certificate_file=self.embedder_certificate_file,
+            key_file=self.embedder_key_file,
+            server_name=self.embedder_server_name,
+            token_file=self.embedder_token_file,
+        )

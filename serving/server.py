@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from foretell import limits
+from serving import security
 from serving.calls import CallInterceptor
 from serving.settings import ServiceSettings
 
@@ -25,6 +26,10 @@ Register = Callable[[grpc.aio.Server], Sequence[str]]
 
 SENDING_S = 5.0
 """After the server's end, how long the last answers may take to leave."""
+
+AGE_GRACE_S = 300
+"""What calls get that run on a connection of the greatest age; longer than any deadline of the
+client's own. A stream begins anew, with the certificates and the token of then."""
 
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
@@ -73,21 +78,32 @@ async def running(
 
     Raises:
         OSError: the port is taken or the address is none of this machine's.
+        FailedPreconditionError: certificates or tokens cannot be used, or are missing where the
+            address is open to others.
     """
+    security.check_binding(settings)
+    credentials = security.server_credentials(settings)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor()],
-        options=OPTIONS,
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        interceptors=[CallInterceptor(security.stages(settings))],
+        options=[
+            *OPTIONS,
+            ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1_000)),
+            ("grpc.max_connection_age_grace_ms", AGE_GRACE_S * 1_000),
+        ],
     )
     names = ["", *register(server)]
     servicer = Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection(
-        (*names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
+    if settings.reflection:
+        reflection.enable_server_reflection(
+            (*names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
     address = f"{settings.host}:{settings.port}"
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}") from error
     await server.start()

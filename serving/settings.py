@@ -48,6 +48,21 @@ class ServiceSettings(BaseSettings):
     """After that, seconds in which calls in flight may finish."""
     max_concurrent_calls: int = Field(default=1_000, ge=1)
     """Calls in flight, above which new ones get RESOURCE_EXHAUSTED."""
+    max_connection_age_s: float = Field(default=1_800.0, ge=1, le=86_400)
+    """Age at which clients are asked to connect anew, so that they find new processes; a tenth more
+    or less by chance. Calls on the old connection get 5 minutes more, streams too."""
+    tls_certificate_file: Path | None = None
+    """PEM file of the service's certificate chain; read again when it changes."""
+    tls_key_file: Path | None = None
+    """PEM file of its key."""
+    tls_client_ca_file: Path | None = None
+    """PEM file of authorities, one of which must have signed a client's certificate."""
+    tokens_file: Path | None = None
+    """TOML file of the tokens that callers must show; read again when it changes."""
+    allow_insecure: bool = False
+    """Listen on other addresses than this machine's own without certificate and tokens."""
+    reflection: bool = True
+    """Answer the reflection service, which tells anybody the contracts."""
 
     @classmethod
     def settings_customise_sources(
