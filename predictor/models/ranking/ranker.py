@@ -9,9 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +19,10 @@ from predictor.models.ranking.candidates import Recipe, candidates
 from predictor.models.ranking.features import FeatureGroups, GetVectors, feature_names, features
 from predictor.models.ranking.pairs import Pairs
 from predictor.models.ranking.tables import Tables
+from predictor.models.trees import read_trees
+
+if TYPE_CHECKING:
+    import lightgbm
 
 FILE = "ranker.json"
 TREES = "ranker.txt"
@@ -93,7 +96,7 @@ class Ranker:
     @cached_property
     def booster(self) -> lightgbm.Booster:
         """The trees, read."""
-        return lightgbm.Booster(model_str=self.trees)
+        return read_trees(self.trees)
 
     def candidates(
         self,
@@ -186,7 +189,7 @@ class Ranker:
         try:
             ranker = cls(Tables.load(files), recipe, groups, files[TREES].decode(), new_items)
             read = ranker.booster.feature_name()
-        except (lightgbm.basic.LightGBMError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ValueError(f"{TREES}: {error}") from None
         if not names == feature_names(groups) == tuple(read):
             raise ValueError(f"{FILE}: the features are not the ones that this code computes")

@@ -13,16 +13,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import lightgbm
 import numpy as np
 
 from predictor.models.calibration import softmax
 from predictor.models.history import Histories, Ints
+from predictor.models.trees import read_trees
 from predictor.models.types.features import View, history_features
 from predictor.models.types.item_features import pair_features
 from predictor.models.types.tables import Floats, ItemTypes
+
+if TYPE_CHECKING:
+    import lightgbm
 
 EVENTS = 512
 """Latest events of a history that are read."""
@@ -68,7 +71,7 @@ class Trees(ABC):
     @cached_property
     def booster(self) -> lightgbm.Booster:
         """The trees; reading them takes about as long as a few predictions."""
-        return lightgbm.Booster(model_str=self.text)
+        return read_trees(self.text)
 
     @property
     def types(self) -> int:
@@ -135,7 +138,7 @@ class Trees(ABC):
         try:
             model = cls(files[text].decode(), table, rule, has_times)
             model.check()
-        except (ValueError, lightgbm.basic.LightGBMError) as error:
+        except ValueError as error:
             raise ValueError(f"{text}: {error}") from None
         return model
 
