@@ -15,6 +15,7 @@ import faiss
 import grpc
 import torch
 import transformers
+from threadpoolctl import ThreadpoolController
 
 from embedder.encoding import choice, encoder
 from embedder.encoding.batcher import Batcher
@@ -42,6 +43,11 @@ async def run(settings: EmbedderSettings) -> None:
         OSError: the address cannot be listened on.
     """
     threads = settings.threads or cpus.available()
+    # numpy multiplies small matrices only; a second thread would look for work long after each.
+    blas = ThreadpoolController().select(internal_api="openblas")
+    for library in blas.lib_controllers:
+        if "numpy" in library.filepath:
+            library.set_num_threads(1)
     files = encoder.locate(settings.encoder, settings.pooling)
     tokenizer = Tokenizer(files, settings.max_tokens)
     loaded = choice.load(

@@ -67,10 +67,17 @@ class Searcher:
         """See `VectorIndex.search`."""
         queries = np.ascontiguousarray(queries, np.float32)
         wanted = np.broadcast_to(np.asarray(k, np.int64), len(queries))
-        with _threads(None if self.accelerator is None else len(queries)):
+        with _threads(self._worth(len(queries))):
             groups = self._groups(queries, wanted, filters or [NO_FILTER] * len(queries))
             pairs = Pairs.joined([Pairs(group[each.query], each.slot) for group, each in groups])
             return exact.best(queries, pairs, self.table, wanted, include_vectors)
+
+    def _worth(self, queries: int) -> int:
+        """Threads that so many queries keep busy."""
+        if self.accelerator is not None:
+            return queries // QUERIES_A_THREAD
+        products: int = queries * self.table.rows.shape[1] * len(self.table)
+        return products // exact.SMALL
 
     def _groups(
         self, queries: Vectors, k: Slots, filters: Sequence[Filter]
@@ -186,13 +193,13 @@ class Searcher:
 
 
 @contextlib.contextmanager
-def _threads(queries: int | None) -> Iterator[None]:
-    """Has faiss use fewer of this thread's threads for few queries; None: all."""
+def _threads(worth: int) -> Iterator[None]:
+    """Has faiss use no more of this thread's threads than the work is worth."""
     most = faiss.omp_get_max_threads()
-    if queries is None or queries >= most * QUERIES_A_THREAD:
+    if worth >= most:
         yield
         return
-    faiss.omp_set_num_threads(max(1, queries // QUERIES_A_THREAD))
+    faiss.omp_set_num_threads(max(1, worth))
     try:
         yield
     finally:
