@@ -203,6 +203,7 @@ class Models:
 
     def _load(self, name: str) -> Version:
         version = model_dir.load(registry.models_dir(self._data_dir) / name)
+        version.network.freeze()
         version.check_golden()  # warms the network up as well
         return version
 

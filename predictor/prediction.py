@@ -31,6 +31,9 @@ from predictor.selection import Selection
 
 log = logging.getLogger(__name__)
 
+INLINE = 32
+"""Queries..."""
+
 NOTHING = np.zeros(0, np.float32)
 
 
@@ -132,6 +135,8 @@ class Predictor:
         self._worker.shutdown()
 
     async def _read(self, requests: Sequence[Request]) -> list[Reading | ForetellError]:
+        if len(requests) <= INLINE:
+            return list(read_batch(self._store, requests))
         loop = asyncio.get_running_loop()
         return list(
             await loop.run_in_executor(self._worker, partial(read_batch, self._store, requests))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,28 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * hidden, hidden)
         self.dropout = nn.Dropout(dropout)
 
+    def last(self, states: Tensor, ends: Tensor) -> Tensor:
+        """(batch, hidden): what `forward` gives at the position `ends` (batch,) of each row.
+
+        With one query a row, the key matrix is applied to the query and the value matrix to the
+        mixed states, rather than both to the state of each position: q.(K x) = (K'q).x, and the
+        keys' bias is the same for all positions.
+        """
+        batch, time, hidden = states.shape
+        rows = torch.arange(batch, device=states.device)
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        _, to_key, to_value = weight.view(3, self.heads, -1, hidden)  # (heads, size, hidden) each
+        normed = self.attention_norm(states)
+        query = nn.functional.linear(normed[rows, ends], weight[:hidden], bias[:hidden])
+        query = query.view(batch, self.heads, -1).transpose(0, 1) @ to_key  # (heads, batch, hidden)
+        likeness = query.transpose(0, 1) @ normed.transpose(1, 2) / to_key.shape[1] ** 0.5
+        later = torch.arange(time, device=states.device) > ends[:, None]
+        likeness = likeness.masked_fill(later[:, None], float("-inf"))  # (batch, heads, time)
+        mixed = likeness.softmax(-1) @ normed  # (batch, heads, hidden)
+        found = mixed.transpose(0, 1) @ to_value.transpose(1, 2)  # (heads, batch, size)
+        found = found.transpose(0, 1).reshape(batch, hidden) + bias[2 * hidden :]
+        return self._fed(states[rows, ends], found)
+
     def forward(self, states: Tensor) -> Tensor:
         """(batch, time, hidden) to the same."""
         batch, time, hidden = states.shape
@@ -109,7 +132,10 @@ class Block(nn.Module):
         found = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, dropout_p=drop
         )
-        found = found.transpose(1, 2).reshape(batch, time, hidden)
+        return self._fed(states, found.transpose(1, 2).reshape(batch, time, hidden))
+
+    def _fed(self, states: Tensor, found: Tensor) -> Tensor:
+        """Adds what attention has found, then what the affine layers make of it."""
         states = states + self.dropout(self.attended(found))
         fed = self.down(nn.functional.gelu(self.up(self.feed_norm(states))))
         out: Tensor = states + self.dropout(fed)
@@ -134,10 +160,31 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """States (batch, time, hidden)."""
+        states: Tensor = self.blocks(self._entered(tokens))
+        return states
+
+    def last(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """(batch, hidden): the states at `ends` (batch,), for a fifth of the work: the last block
+        answers for one position of each row."""
+        states = self._entered(tokens)
+        *before, last = self.blocks
+        for block in before:
+            states = block(states)
+        return cast(Block, last).last(states, ends)
+
+    def _entered(self, tokens: Tensor) -> Tensor:
         at = torch.arange(tokens.shape[1], device=tokens.device)
         at = at.clamp(max=self.positions.num_embeddings - 1)
-        states: Tensor = self.blocks(self.enter(tokens) + self.dropout(self.positions(at)))
-        return states
+        entered: Tensor = self.enter(tokens) + self.dropout(self.positions(at))
+        return entered
+
+
+def last_states(encoder: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
+    """(batch, hidden): an encoder's states at the positions `ends` (batch,)."""
+    if isinstance(encoder, Transformer):
+        return encoder.last(tokens, ends)
+    states: Tensor = encoder(tokens)
+    return states[torch.arange(ends.shape[0], device=states.device), ends]
 
 
 Factory = Callable[[NetworkConfig], nn.Module]

@@ -12,7 +12,8 @@ of ten thousand products a household buys again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, cast
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints, starts
-from predictor.models.sequence.encoders import ENCODERS, NetworkConfig, make_encoder
+from predictor.models.sequence.encoders import ENCODERS, NetworkConfig, last_states, make_encoder
 
 __all__ = ["HALF_LIVES", "MODEL_TYPES", "NetworkConfig", "Outputs", "SequenceModel",
            "SequenceNetwork", "Tower"]  # fmt: skip
@@ -95,13 +96,36 @@ class Tower(nn.Module):
 
     def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
         """See SequenceNetwork. A state is the encoder's output, then the traces."""
-        tokens = torch.where(known.unsqueeze(-1), vectors, self.unknown)
-        tokens = tokens + self.type_embedding(types) + self.gap_embedding(gaps)
-        states: Tensor = self.encoder(self.token_dropout(self.token_norm(tokens)))
+        states: Tensor = self.encoder(self._tokens(vectors, known, types, gaps))
         if not self.config.traces:
             return states
+        return torch.cat([states, self._traces(self._events(vectors, types))], -1)
+
+    def last(
+        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, ends: Tensor
+    ) -> Tensor:
+        """(batch, width): the states of `encode` at the positions `ends` (batch,)."""
+        states = last_states(self.encoder, self._tokens(vectors, known, types, gaps), ends)
+        if not self.config.traces:
+            return states
+        events = self._events(vectors, types)
+        age = (ends[:, None] - torch.arange(events.shape[1], device=events.device)).unsqueeze(1)
+        half_lives = torch.tensor(HALF_LIVES, device=events.device).view(1, -1, 1)
+        weight = torch.where(age >= 0, torch.exp2(-age / half_lives), 0.0)
+        weight = weight / weight.sum(-1, keepdim=True).sqrt()
+        return torch.cat([states, (weight @ events).flatten(1)], -1)
+
+    def _tokens(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+        """What the encoder reads: (batch, time, dims)."""
+        tokens = torch.where(known.unsqueeze(-1), vectors, self.unknown)
+        tokens = tokens + self.type_embedding(types) + self.gap_embedding(gaps)
+        read: Tensor = self.token_dropout(self.token_norm(tokens))
+        return read
+
+    def _events(self, vectors: Tensor, types: Tensor) -> Tensor:
+        """What the traces sum: (batch, time, dims + types)."""
         one_hot = nn.functional.one_hot(types, self.config.behavior_types + 1)
-        return torch.cat([states, self._traces(torch.cat([vectors, one_hot], -1))], -1)
+        return torch.cat([vectors, one_hot], -1)
 
     def _traces(self, events: Tensor) -> Tensor:
         """Fading sums of (batch, time, size) up to each time: (batch, time, half-lives * size).
@@ -129,7 +153,7 @@ class Tower(nn.Module):
         query, log_gap = self.query_head(encoded), self.gap_head(encoded).squeeze(1)
         if not self.config.traces:
             return self.type_head(encoded), query, log_gap
-        traces = states[:, hidden:].reshape(len(states), len(HALF_LIVES), -1)
+        traces = states[:, hidden:].reshape(states.shape[0], len(HALF_LIVES), -1)
         of_types = traces[:, :, dims:].flatten(1)
         query = query + (traces[:, :, :dims] * self.trace_weight).sum(1)
         return self.type_head(torch.cat([encoded, of_types], -1)), query, log_gap
@@ -148,6 +172,8 @@ class SequenceNetwork(nn.Module):
         self.config = config
         one = config.of_tower()
         self.towers = cast(Sequence[Tower], nn.ModuleList(Tower(one) for _ in range(config.towers)))
+        # In a tuple: no part of the module's own weights.
+        self._frozen: tuple[Callable[..., tuple[Tensor, Tensor, Tensor]]] | None = None
 
     @property
     def start(self) -> Tensor:
@@ -196,18 +222,60 @@ class SequenceNetwork(nn.Module):
         queries = np.zeros((rows, self.config.dims), np.float32)
         log_gaps = np.zeros(rows, np.float32)
         for chosen in _by_length(batch.lengths):
-            found = self.heads(self._last_states(batch, chosen))
+            found = self._ends(batch, chosen)
             for into, values in zip((logits, queries, log_gaps), found, strict=True):
                 into[chosen] = values.float().cpu().numpy()
         return Outputs(logits, queries, log_gaps)
 
-    def _last_states(self, batch: HistoryBatch, chosen: Ints) -> Tensor:
-        """(len(chosen), width): the state at the end of each history, `start` for empty ones."""
+    def forward(
+        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What comes after each history: `heads` of the state at its end.
+
+        Args:
+            vectors: (batch, time, dims), and the others as in `encode`.
+            lengths: (batch,) int64; after an empty history comes what `start` says.
+        """
+        ends = (lengths - 1).clamp(min=0)
+        parts = vectors.chunk(self.config.towers, -1)
+        last = torch.cat(
+            [
+                tower.last(part, known, types, gaps, ends)
+                for tower, part in zip(self.towers, parts, strict=True)
+            ],
+            -1,
+        )
+        return self.heads(torch.where((lengths == 0).unsqueeze(-1), self.start, last))
+
+    @torch.inference_mode()
+    def freeze(self) -> None:
+        """Makes `predict` a graph without Python, for good: half the time of a single history.
+
+        The weights must not change any more. An encoder of an entry point stays as it is: nobody
+        knows whether it can be traced.
+        """
+        if self.config.model_type not in ENCODERS:
+            return
+        shape = (3, 7)  # any: no size is part of the graph
+        example = (
+            torch.zeros(*shape, self.config.dims),
+            torch.ones(shape, dtype=torch.bool),
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.int64),
+            torch.full(shape[:1], shape[1]),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated; of sizes, see `shape`
+            traced = torch.jit.trace(self.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+            self._frozen = (torch.jit.freeze(traced),)
+
+    def _ends(self, batch: HistoryBatch, chosen: Ints) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` of some histories, padded on the right."""
         lengths = batch.lengths[chosen]
         longest = int(lengths.max())
         device = self.start.device
         if longest == 0:
-            return self.start.expand(len(chosen), -1)
+            return self.heads(self.start.expand(len(chosen), -1))
         offsets = np.arange(longest)
         real = offsets < lengths[:, None]
         at = np.where(real, starts(batch.lengths)[chosen][:, None] + offsets, 0)
@@ -215,13 +283,15 @@ class SequenceNetwork(nn.Module):
         def padded(values: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(values[at]).to(device)
 
-        states = self.encode(
-            padded(batch.vectors), padded(batch.known), padded(batch.types), padded(batch.gaps)
+        (read,) = self._frozen or (self,)
+        found: tuple[Tensor, Tensor, Tensor] = read(
+            padded(batch.vectors),
+            padded(batch.known),
+            padded(batch.types),
+            padded(batch.gaps),
+            torch.from_numpy(lengths).to(device),
         )
-        ends = torch.from_numpy(np.maximum(lengths - 1, 0)).to(device)
-        last = states[torch.arange(len(chosen), device=device), ends]
-        empty = torch.from_numpy(lengths == 0).to(device)
-        return torch.where(empty.unsqueeze(-1), self.start, last)
+        return found
 
     def shape(self) -> dict[str, int | float | str]:
         """The configuration as plain values, for a file."""

@@ -204,3 +204,39 @@ def test_towers_know_nothing_of_one_another_and_their_scores_are_averaged() -> N
         assert getattr(found, name) == pytest.approx(mean, abs=1e-6)
     with pytest.raises(ValueError, match="3 towers do not divide 8 dims"):
         SequenceNetwork(replace(CONFIG, towers=3))
+
+
+LENGTHS = [[5, 0, 1, 30, 90], [0, 0], [7], [3] * 40]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=["mixed", "empty", "one", "many"])
+def test_the_last_states_are_those_of_the_whole_history(
+    network: SequenceNetwork, lengths: list[int]
+) -> None:
+    batch = histories(lengths, seed=len(lengths))
+    found = network.predict(batch)
+    ends = np.cumsum(lengths)
+    for row, length in enumerate(lengths):
+        some = slice(ends[row] - length, ends[row])
+        with torch.inference_mode():
+            state = network.start
+            if length:
+                tokens = (batch.vectors, batch.known, batch.types, batch.gaps)
+                state = network.encode(*(torch.from_numpy(v[some])[None] for v in tokens))[0, -1]
+            logits, query, gap = network.heads(state[None])
+        np.testing.assert_allclose(found.type_logits[row], logits[0], atol=2e-5)
+        np.testing.assert_allclose(found.queries[row], query[0], atol=2e-5)
+        np.testing.assert_allclose(found.log_gaps[row], gap[0], atol=2e-5)
+
+
+def test_a_frozen_network_says_the_same(network: SequenceNetwork) -> None:
+    batches = [histories(lengths, seed=len(lengths)) for lengths in LENGTHS]
+    before = [network.predict(batch) for batch in batches]
+    names = set(network.state_dict())
+    network.freeze()
+    for batch, expected in zip(batches, before, strict=True):
+        found = network.predict(batch)
+        np.testing.assert_allclose(found.queries, expected.queries, atol=1e-5)
+        np.testing.assert_allclose(found.type_logits, expected.type_logits, atol=1e-5)
+        np.testing.assert_allclose(found.log_gaps, expected.log_gaps, atol=1e-5)
+    assert set(network.state_dict()) == names
