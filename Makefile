@@ -9,10 +9,10 @@ EXTRA ?= cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check format protos clean
+.PHONY: help demo serve test deps-external check format protos clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 # The environment: both distributions, editable, pinned by one file.
 $(READY): constraints.txt pyproject.toml client/pyproject.toml
@@ -34,11 +34,17 @@ serve: $(READY) ## both services on their default ports over the demo's data and
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
 
+deps-external: ## Debian and npm packages of the tests marked external (apt-get as root)
+	apt-get update
+	apt-get install -y --no-install-recommends prometheus
+	npm install --no-save --no-audit --no-fund --prefix out/node @grpc/grpc-js @grpc/proto-loader
+
 check: $(READY) ## format, lint, types, contracts, generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	$(BIN)/buf breaking protos --against protos/released.binpb
 	rm -rf out/generated
 	$(MAKE) --silent protos OUT=out/generated
 	cd out/generated/foretell && for each in *; do \
