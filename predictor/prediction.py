@@ -31,9 +31,6 @@ from predictor.selection import Selection
 
 log = logging.getLogger(__name__)
 
-INLINE = 32
-"""Queries..."""
-
 NOTHING = np.zeros(0, np.float32)
 
 
@@ -135,8 +132,6 @@ class Predictor:
         self._worker.shutdown()
 
     async def _read(self, requests: Sequence[Request]) -> list[Reading | ForetellError]:
-        if len(requests) <= INLINE:
-            return list(read_batch(self._store, requests))
         loop = asyncio.get_running_loop()
         return list(
             await loop.run_in_executor(self._worker, partial(read_batch, self._store, requests))
@@ -236,9 +231,10 @@ class Predictor:
             VectorSearch(served.items.collection, reading.query, k, selection.allow or (), sent)
         )
         answering.timings.search_us = hits.search_us
-        # Denied ids that were too many for the filter do not belong to the candidates.
-        keep = np.array([item_id not in selection.deny for item_id in hits.ids], np.bool_)
-        found = Ranked(list(itertools.compress(hits.ids, keep)), hits.scores[keep])
+        found = Ranked(hits.ids, hits.scores)
+        if rest:  # denied ids that were too many for the filter do not belong to the candidates
+            keep = np.array([item_id not in selection.deny for item_id in hits.ids], np.bool_)
+            found = Ranked(list(itertools.compress(hits.ids, keep)), hits.scores[keep])
         if served.version.ranker is not None:
             found = await self._ranked(answering, served, selection, found)
         return self._added(answering, selection, found) or len(hits.ids) < k
@@ -289,10 +285,10 @@ def _note(error: ForetellError) -> None:
 
 def _add(version: Version, found: Ranked, selection: Selection) -> None:
     """Adds the best of the candidates, with probabilities over all of them."""
-    probabilities = version.item_probabilities(found.scores)
-    best = selection.k
+    best = found.scores[: selection.k]
+    probabilities = version.item_probabilities(best, found.scores)
     for item_id, score, probability in zip(
-        found.ids[:best], found.scores[:best].tolist(), probabilities[:best].tolist(), strict=True
+        found.ids[: selection.k], best.tolist(), probabilities.tolist(), strict=True
     ):
         selection.add(item_id, score, pb.METHOD_MODEL, probability)
 

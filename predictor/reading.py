@@ -64,7 +64,7 @@ class Reading:
 def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
     """Answers each request; those with the same model share a forward pass."""
     begin = time.perf_counter_ns()
-    readings = [_read(store, request) for request in requests]
+    readings = _read(store, requests)
     by_model: dict[int, list[int]] = {}
     for at, request in enumerate(requests):
         by_model.setdefault(id(request.served), []).append(at)
@@ -84,16 +84,34 @@ def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
     return readings
 
 
-def _read(store: EventStore, request: Request) -> Reading:
-    served, inline = request.served, list(request.inline)
+def _read(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
+    """The histories; those that are equally long are read together."""
+    wanted = [_events(request) for request in requests]
+    stored: dict[tuple[int, bool], dict[str, list[PastEvent]]] = {}
+    for last, texts in set(wanted):
+        if last > 0:
+            users = {r.user_id for r, want in zip(requests, wanted, strict=True)
+                     if r.user_id and want == (last, texts)}  # fmt: skip
+            stored[last, texts] = store.histories(list(users), last, texts=texts)
+    return [
+        _reading(store, request, stored.get(want, {}).get(request.user_id, []))
+        for request, want in zip(requests, wanted, strict=True)
+    ]
+
+
+def _events(request: Request) -> tuple[int, bool]:
+    """How many stored events a request needs, and whether with their texts."""
+    served = request.served
     last = request.without_model if served is None else served.history_events
     # Content answers need the texts themselves.
-    texts = served is None or served.items is None
-    stored: list[PastEvent] = []
-    if request.user_id and last > len(inline):
-        stored = store.history(request.user_id, last - len(inline), texts=texts)
-    own: set[str] = set()
+    return last - len(request.inline), served is None or served.items is None
+
+
+def _reading(store: EventStore, request: Request, stored: list[PastEvent]) -> Reading:
+    served, inline = request.served, list(request.inline)
+    last = request.without_model if served is None else served.history_events
     history = [*stored, *inline][-last:]
+    own: set[str] = set()
     if request.own_items:
         own = {event.item_id for event in (*history, *inline) if event.item_id}
         if request.user_id and last < HISTORY_EVENTS:

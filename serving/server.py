@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -175,7 +176,9 @@ def run_to_end(service: Coroutine[Any, Any, None]) -> None:
         if sending:
             await asyncio.wait(sending, timeout=SENDING_S)
 
-    asyncio.run(whole())
+    # A third less of a call's time in the loop than with asyncio's own, and more calls a second by
+    # that.
+    uvloop.run(whole())
 
 
 def configure_logging(program: str) -> None:

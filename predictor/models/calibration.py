@@ -47,15 +47,18 @@ class ItemCalibration(BaseModel):
         judged = scores if candidates is None else candidates
         if not judged.shape[-1] or not scores.shape[-1]:
             return np.zeros_like(scores)
-        best = np.sort(judged.astype(np.float64), axis=-1)[..., -CANDIDATES:]
-        level, rank = log_partition(best), _ranks(scores, best)
+        best = judged.astype(np.float64)
+        if best.shape[-1] > CANDIDATES:
+            best = np.partition(best, -CANDIDATES, axis=-1)[..., -CANDIDATES:]
+        level = log_partition(best)
         some = np.isfinite(scores)
         odds = (
             self.intercept
             + self.score * (np.where(some, scores, level) - level)
             + self.log_partition * level
-            + self.log_rank * np.log(rank)
         )
+        if self.log_rank:
+            odds += self.log_rank * np.log(_ranks(scores, best))
         # Beyond 500 either way float64 says 0 or 1 anyway.
         likely = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
         return np.where(some, likely, 0).astype(np.float32)

@@ -154,9 +154,11 @@ class Version:
         """Whether a part looks beyond the `history_length` latest events."""
         return any((self.ranker, self.type_model, self.item_type_model))
 
-    def item_probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities (rows, k) of the best scores (rows, k) of each history."""
-        return self.config.item_calibration.probabilities(scores)
+    def item_probabilities(
+        self, scores: NDArray[np.float32], candidates: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Probabilities (..., n) of scores (..., n) among those of all candidates (..., m)."""
+        return self.config.item_calibration.probabilities(scores, candidates)
 
     def check_golden(self) -> None:
         """Recomputes the golden histories.

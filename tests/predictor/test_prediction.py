@@ -167,7 +167,7 @@ def test_a_stored_user_gets_what_the_version_says(
         [item.interest_score for item in answer.items], scores[:5], rtol=1e-3, atol=1e-3
     )
     assert answer.candidates == version.config.candidates == 20
-    probabilities = version.item_probabilities(scores[None, :20])[0]
+    probabilities = version.item_probabilities(scores[:20], scores[:20])
     np.testing.assert_allclose(
         [item.probability for item in answer.items], probabilities[:5], rtol=2e-2, atol=1e-4
     )

@@ -112,7 +112,7 @@ def test_item_probabilities_are_the_calibrated_scores(directory: Path) -> None:
     scores = np.array([[2.0, 1.0]], np.float32)
     version = model_dir.load(directory)
     right = ItemCalibration(score=0.7).probabilities(scores)
-    assert version.item_probabilities(scores) == pytest.approx(right)
+    assert version.item_probabilities(scores, scores) == pytest.approx(right)
 
 
 def test_nothing_is_left_of_a_writing_that_failed(tmp_path: Path) -> None:
