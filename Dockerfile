@@ -19,7 +19,7 @@ FROM python:${PYTHON}
 # LightGBM's trees need OpenMP's runtime.
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home foretell && mkdir /data && chown foretell /data
+RUN useradd --uid 1000 --create-home foretell && mkdir /data && chown foretell /data
 COPY --from=build /opt/foretell /opt/foretell
 ENV PATH=/opt/foretell/bin:$PATH PYTHONUNBUFFERED=1
 USER foretell

@@ -1,5 +1,6 @@
 """What a container engine would read: checked against the compose schema and the real commands."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from embedder.settings import EmbedderSettings
 from predictor.settings import PredictorSettings
+from serving.security import check_binding, read_tokens
 from serving.settings import ServiceSettings, load
 
 ROOT = Path(__file__).parents[1]
@@ -17,8 +19,14 @@ COMPOSE = ROOT / "docker-compose.yml"
 
 
 @pytest.fixture(scope="module")
-def services() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    loaded: dict[str, Any] = compose["services"]
     return loaded
 
 
@@ -41,6 +49,23 @@ def test_commands_are_ones_that_the_services_understand(services: dict[str, Any]
         assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
         assert service["healthcheck"]["test"][-1] == f"127.0.0.1:{settings.port}"
         assert int(service["stop_grace_period"].removesuffix("s")) > settings.grace_s
+        check_binding(settings)
+
+
+def test_secrets_are_the_files_that_readme_makes(compose: dict[str, Any], tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    steps = re.search(r"<!-- the secrets.*?-->\n```bash\n(.*?)```", readme, re.DOTALL)
+    assert steps
+    subprocess.run(["bash", "-euc", steps[1]], cwd=tmp_path, check=True, timeout=30)
+    files = {name: tmp_path / secret["file"] for name, secret in compose["secrets"].items()}
+    for service in compose["services"].values():
+        named = {Path(word).name for word in service["command"] if "/run/secrets/" in word}
+        assert named == set(service["secrets"]) <= files.keys()
+    mine = (tmp_path / "secrets/token").read_text().strip()
+    shown = files["embedder-token"].read_text().strip()
+    known = {entry.name: entry.token for entry in read_tokens(files["embedder-tokens"])}
+    assert known == {"me": mine, "predictor": shown}
+    assert [entry.token for entry in read_tokens(files["predictor-tokens"])] == [mine]
 
 
 def test_only_the_gpu_profile_reserves_a_gpu(services: dict[str, Any]) -> None:
