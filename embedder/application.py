@@ -15,6 +15,7 @@ import faiss
 import grpc
 import torch
 import transformers
+from prometheus_client import CollectorRegistry
 from threadpoolctl import ThreadpoolController
 
 from embedder.encoding import choice, encoder
@@ -29,7 +30,8 @@ from embedder.storage.store import Store
 from embedder.storage.upkeep import Upkeep
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError
-from serving import cpus, server
+from serving import cpus, logs, server
+from serving.metrics import Reading, State
 from serving.settings import load
 
 log = logging.getLogger(PROGRAM)
@@ -118,13 +120,44 @@ async def run(settings: EmbedderSettings) -> None:
             rpc.add_EmbedderServiceServicer_to_server(service, grpc_server)
             return [NAME]
 
-        await server.serve(PROGRAM, settings, register, service.stop_watches)
+        registry = CollectorRegistry()
+        registry.register(State(_readings(batcher, texts, collections)))
+        await server.serve(PROGRAM, settings, register, service.stop_watches, registry)
+
+
+def _readings(batcher: Batcher, texts: TextCache, collections: Collections | None) -> list[Reading]:
+    """What the service's page of metrics says of its state."""
+
+    def items() -> dict[str, float]:
+        kept = [] if collections is None else collections.messages()
+        return {one.name: one.items for one in kept}
+
+    return [
+        Reading(
+            "foretell_texts_encoded",
+            "Texts that went through the network.",
+            lambda: batcher.texts_encoded,
+            counts=True,
+        ),
+        Reading(
+            "foretell_texts_cached",
+            "Texts whose vectors were known.",
+            lambda: texts.texts_cached,
+            counts=True,
+        ),
+        Reading(
+            "foretell_queue_texts",
+            "Texts that wait for the encoder.",
+            lambda: batcher.waiting_texts,
+        ),
+        Reading("foretell_collection_items", "Items of a collection.", items, label="collection"),
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0 after SIGTERM or SIGINT; 2 and one line where it cannot start."""
     settings = load(EmbedderSettings, arguments, PROGRAM)
-    server.configure_logging(PROGRAM)
+    logs.configure(PROGRAM, settings.log_format)
     log.info("settings: %s", settings.describe())
     try:
         server.run_to_end(run(settings))

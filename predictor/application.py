@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import grpc
 import torch
+from prometheus_client import CollectorRegistry
 
 from foretell.errors import FailedPreconditionError, InvalidArgumentError
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
@@ -28,8 +29,10 @@ from predictor.processes import Presence
 from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PROGRAM, PredictorSettings
+from serving import logs
 from serving import settings as service_settings
-from serving.server import Register, configure_logging, run_to_end, serve
+from serving.metrics import Reading, State
+from serving.server import Register, run_to_end, serve
 
 log = logging.getLogger(PROGRAM)
 
@@ -38,8 +41,13 @@ RESTART_S = 1.0
 
 
 @contextlib.asynccontextmanager
-async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
-    """All parts of the service, running; gives what adds its servicers to a server."""
+async def application(
+    settings: PredictorSettings, registry: CollectorRegistry
+) -> AsyncIterator[Register]:
+    """All parts of the service, running; gives what adds its servicers to a server.
+
+    Its state is added to the registry of metrics.
+    """
     torch.set_num_threads(settings.threads)
     async with contextlib.AsyncExitStack() as stack:
         db = open_database(settings.data_dir)
@@ -77,7 +85,31 @@ async def application(settings: PredictorSettings) -> AsyncIterator[Register]:
                 )
             ]
 
+        registry.register(State(_readings(store, models, embedder)))
         yield add_servicers
+
+
+def _readings(store: EventStore, models: Models, embedder: Embedder) -> list[Reading]:
+    """What the service's page of metrics says of its state."""
+
+    def active() -> dict[str, float]:
+        return {} if models.served is None else {models.served.name: 1.0}
+
+    return [
+        Reading("foretell_events", "Events stored.", lambda: store.counts().events),
+        Reading("foretell_users", "Users with an event.", lambda: store.counts().users),
+        Reading(
+            "foretell_pending_texts",
+            "Behavior texts without a vector.",
+            lambda: store.counts().pending_texts,
+        ),
+        Reading(
+            "foretell_embedder_available",
+            "Whether the embedder answered lately.",
+            lambda: float(embedder.available),
+        ),
+        Reading("foretell_model_info", "The active model's version.", active, label="version"),
+    ]
 
 
 @contextlib.asynccontextmanager
@@ -103,14 +135,15 @@ async def _restarted(run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _serve(settings: PredictorSettings) -> None:
-    async with application(settings) as add_servicers:
-        await serve(PROGRAM, settings, add_servicers)
+    registry = CollectorRegistry()
+    async with application(settings, registry) as add_servicers:
+        await serve(PROGRAM, settings, add_servicers, registry=registry)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0 after SIGTERM or SIGINT; 2 and one line where it cannot start."""
     settings = service_settings.load(PredictorSettings, arguments, PROGRAM)
-    configure_logging(PROGRAM)
+    logs.configure(PROGRAM, settings.log_format)
     log.info("settings: %s", settings.describe())
     try:
         run_to_end(_serve(settings))

@@ -43,6 +43,8 @@ _OPTIONS = [
     # Notices a host that vanished; the server allows a ping each 10 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Of several addresses each gets its share, and one that fails none.
+    ("grpc.lb_policy_name", "round_robin"),
     # Services with the same address share a connection otherwise: one stuck call would hold all.
     ("grpc.use_local_subchannel_pool", 1),
 ]

@@ -26,7 +26,7 @@ class PredictorSettings(ServiceSettings):
     data_dir: Path = Path("data/predictor")
     """Events and registered models. Several predictors on one host may share it."""
     embedder: str = "127.0.0.1:50051"
-    """host:port of the embedder."""
+    """host:port of the embedder; several IP:PORT of the same contents with commas between them."""
     embedder_ca_file: str = ""
     """PEM file of authorities that may have signed the embedder's certificate; turns TLS on."""
     embedder_certificate_file: str = ""

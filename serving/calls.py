@@ -6,6 +6,7 @@ each call begin and end and may refuse it: tokens and quotas, limits, metrics, t
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
@@ -36,7 +37,7 @@ class Call:
         context: gRPC's.
         began: when it arrived (`time.perf_counter`).
         streaming: whether its answer is a stream.
-        request: the message, once it is parsed; None of a malformed one.
+        request: the message, once it is parsed; None of a malformed one or a stream of them.
         response: the answer; None of a failed call or a stream.
         code: how it ended.
         reason: of the error that ended it; "" where none did.
@@ -45,6 +46,8 @@ class Call:
     """
 
     __slots__ = (
+        "_stopped_by",
+        "_task",
         "began",
         "caller",
         "code",
@@ -68,6 +71,20 @@ class Call:
         self.reason = ""
         self.caller = ""
         self.notes: dict[str, Any] = {}
+        self._stopped_by: ForetellError | None = None
+        self._task = asyncio.current_task() if streaming else None
+
+    def stop(self, error: ForetellError) -> None:
+        """Ends a stream with an error, while it runs."""
+        if self._task is not None and self._stopped_by is None:
+            self._stopped_by = error
+            self._task.cancel()
+
+    def stopped_by(self) -> ForetellError | None:
+        """The error that `stop` was given; once it is asked for, the task is cancelled no more."""
+        if self._task is not None and self._stopped_by is not None:
+            self._task.uncancel()
+        return self._stopped_by
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
@@ -120,23 +137,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         found = self._handlers.get(method)
         if found is None:
             handler = await continuation(handler_call_details)
-            if handler is None or handler.request_streaming:  # bidirectional: reflection only
-                return handler
+            if handler is None:
+                return None
             found = self._handlers[method] = self._wrapped(handler, method)
         return found
 
     def _wrapped(self, handler: Handler, method: str) -> Handler:
         deserialize = cast("Deserializer", handler.request_deserializer)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._stream(cast("Stream", handler.unary_stream), deserialize, method),
-                request_deserializer=None,
-                response_serializer=handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(cast("Unary", handler.unary_unary), deserialize, method),
-            request_deserializer=None,
-            response_serializer=handler.response_serializer,
+        served: Any
+        if handler.request_streaming:  # reflection alone; a client's stream has no method here
+            served = self._stream(cast("Stream", handler.stream_stream), deserialize, method)
+            make = grpc.stream_stream_rpc_method_handler
+        elif handler.response_streaming:
+            served = self._stream(cast("Stream", handler.unary_stream), deserialize, method)
+            make = grpc.unary_stream_rpc_method_handler
+        else:
+            served = self._unary(cast("Unary", handler.unary_unary), deserialize, method)
+            make = grpc.unary_unary_rpc_method_handler
+        return make(
+            served, request_deserializer=None, response_serializer=handler.response_serializer
         )
 
     def _unary(
@@ -156,12 +175,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(
         self, handle: Stream, deserialize: Deserializer, method: str
-    ) -> Callable[[bytes, Context], AsyncIterator[Any]]:
-        async def served(data: bytes, context: Context) -> AsyncIterator[Any]:
+    ) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def served(
+            data: bytes | AsyncIterator[bytes], context: Context
+        ) -> AsyncIterator[Any]:
             call = Call(method, context, streaming=True)
             try:
                 with self._passing(call):
-                    call.request = request = _parse(deserialize, data, method)
+                    request: Any
+                    if isinstance(data, bytes):
+                        call.request = request = _parse(deserialize, data, method)
+                    else:
+                        request = _parse_each(deserialize, data, method)
                     answers = handle(request, context)
                     if inspect.isawaitable(answers):  # the other style: writes to the context
                         await answers
@@ -194,6 +219,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call.code, call.reason = grpc.StatusCode.INTERNAL, "INTERNAL"
             raise InternalError("internal error; the service's log has it") from None
         except BaseException:  # cancelled, or the stream's reader has left
+            stopped_by = call.stopped_by()
+            if stopped_by is not None:
+                call.code, call.reason = stopped_by.code, stopped_by.reason
+                raise stopped_by from None
             call.code = grpc.StatusCode.CANCELLED
             raise
         finally:
@@ -214,6 +243,13 @@ def _parse(deserialize: Deserializer, data: bytes, method: str) -> Any:
         raise InvalidArgumentError(
             f"the request is no valid message of {method}", reason="MALFORMED_MESSAGE"
         ) from None
+
+
+async def _parse_each(
+    deserialize: Deserializer, stream: AsyncIterator[bytes], method: str
+) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _parse(deserialize, data, method)
 
 
 async def _abort(context: Context, error: ForetellError) -> None:

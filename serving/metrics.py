@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from serving.calls import Call
+from serving.settings import ServiceSettings
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -68,3 +74,53 @@ class CallMetrics:
 def _labels(call: Call) -> tuple[str, str, str]:
     _, service, method = call.method.split("/")
     return ("server_stream" if call.streaming else "unary", service, method)
+
+
+class Reading(NamedTuple):
+    """A number of a service's state, read when somebody looks."""
+
+    name: str
+    text: str
+    read: Callable[[], float | dict[str, float]]
+    """The number, or one by the value of the label."""
+    label: str = ""
+    counts: bool = False
+    """Whether it only grows; its name then ends in `_total`."""
+
+
+class State(Collector):
+    """Readings as metrics: what nobody asks for costs nothing."""
+
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self._readings = tuple(readings)
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads all of them."""
+        for one in self._readings:
+            kind = CounterMetricFamily if one.counts else GaugeMetricFamily
+            family = kind(one.name, one.text, labels=[one.label] if one.label else [])
+            value = one.read()
+            for label, number in value.items() if isinstance(value, dict) else [("", value)]:
+                family.add_metric([label] if one.label else [], number)
+            yield family
+
+
+@contextlib.asynccontextmanager
+async def metrics_page(
+    settings: ServiceSettings, registry: CollectorRegistry
+) -> AsyncIterator[None]:
+    """Answers /metrics in a thread of its own while the block runs, if a port is set.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    if not settings.metrics_port:
+        yield
+        return
+    page, thread = start_http_server(settings.metrics_port, settings.host, registry)
+    try:
+        yield
+    finally:
+        page.shutdown()
+        page.server_close()
+        thread.join()

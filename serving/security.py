@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from foretell._security import Watched
 from foretell.errors import (
     FailedPreconditionError,
+    ForetellError,
     PermissionDeniedError,
     ResourceExhaustedError,
     UnauthenticatedError,
@@ -59,11 +61,14 @@ SCOPES: Final[Mapping[str, Scope]] = {
         ("predictor.v1.ModelService", Scope.ADMIN, "ActivateModel DeleteModel"),
     )
     for method in methods.split()
-}
+} | {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.READ}
 """What each method asks for; what is not here asks for admin."""
 
 OPEN: Final = "/grpc.health.v1."
 """Methods that anybody may call, and that no limit holds up."""
+
+STREAM_LOOK_S: Final = 2.0
+"""Between two looks whether the tokens of open streams still allow them."""
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -226,7 +231,8 @@ class Tokens:
     """Asks each call for a token that allows it. A stage.
 
     The file is read again when it changes; one that is wrong then is logged, and the tokens before
-    stand. Counts of rates and quotas are this process's and begin anew with it.
+    stand. A stream ends some seconds after its token has gone. Counts of rates and quotas are this
+    process's and begin anew with it.
 
     Raises:
         FailedPreconditionError: as `read_tokens`.
@@ -239,6 +245,8 @@ class Tokens:
             lambda error: log.error("tokens stay as before: %s", error),
         )
         self._counts = FixedWindowRateLimiter(MemoryStorage())
+        self._streams: dict[Call, str] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     def begin(self, call: Call) -> None:
         """Finds the caller by its token.
@@ -250,8 +258,38 @@ class Tokens:
         """
         if call.method.startswith(OPEN):
             return
-        token, limits = self._known(_presented(call))
+        presented = _presented(call)
+        token, limits = self._allowed(call, presented)
         call.caller = token.name
+        for limit in limits:
+            if not self._counts.hit(limit, token.name):
+                reset = self._counts.get_window_stats(limit, token.name).reset_time
+                raise _exhausted(token, limit, reset)
+        if call.streaming:
+            self._streams[call] = presented
+            if self._looking is None:
+                self._look_later()
+
+    def end(self, call: Call) -> None:
+        """Looks at its token no more."""
+        self._streams.pop(call, None)
+
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(STREAM_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Ends the streams whose tokens allow them no more."""
+        self._looking = None
+        for call, presented in list(self._streams.items()):
+            try:
+                self._allowed(call, presented)
+            except ForetellError as error:
+                call.stop(error)
+        if self._streams:
+            self._look_later()
+
+    def _allowed(self, call: Call, presented: str) -> tuple[Token, list[rates.RateLimitItem]]:
+        token, limits = self._known(presented)
         scope = SCOPES.get(call.method, Scope.ADMIN)
         if scope not in token.scopes:
             raise PermissionDeniedError(
@@ -259,13 +297,7 @@ class Tokens:
                 reason="SCOPE_MISSING",
                 metadata={"scope": scope, "token": token.name},
             )
-        for limit in limits:
-            if not self._counts.hit(limit, token.name):
-                reset = self._counts.get_window_stats(limit, token.name).reset_time
-                raise _exhausted(token, limit, reset)
-
-    def end(self, call: Call) -> None:
-        """Nothing is left to do."""
+        return token, limits
 
     def _known(self, presented: str) -> tuple[Token, list[rates.RateLimitItem]]:
         digest = hashlib.sha256(presented.encode()).digest()
@@ -302,11 +334,16 @@ def _exhausted(token: Token, limit: rates.RateLimitItem, reset: float) -> Resour
 
 
 class ConcurrentCalls:
-    """Refuses calls beyond a number in flight. A stage."""
+    """Refuses calls beyond a number in flight. A stage.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._running = 0
+    Args:
+        most: calls with one answer.
+        most_streams: calls whose answer is a stream: they stay open, and hold up no others.
+    """
+
+    def __init__(self, most: int, most_streams: int) -> None:
+        self._most = {False: most, True: most_streams}
+        self._running = {False: 0, True: 0}
 
     def begin(self, call: Call) -> None:
         """Counts it.
@@ -316,18 +353,20 @@ class ConcurrentCalls:
         """
         if call.method.startswith(OPEN):
             return
-        if self._running >= self._most:
+        kind = call.streaming
+        if self._running[kind] >= self._most[kind]:
+            what = "streams are open" if kind else "calls are in flight"
             raise ResourceExhaustedError(
-                f"{self._most:,} calls are in flight",
-                reason="TOO_MANY_CALLS",
-                retry_after_s=0.1,
+                f"{self._most[kind]:,} {what}",
+                reason="TOO_MANY_STREAMS" if kind else "TOO_MANY_CALLS",
+                retry_after_s=5.0 if kind else 0.1,
             )
-        self._running += 1
+        self._running[kind] += 1
 
     def end(self, call: Call) -> None:
         """Counts it no more."""
         if not call.method.startswith(OPEN):
-            self._running -= 1
+            self._running[call.streaming] -= 1
 
 
 def stages(settings: ServiceSettings) -> Sequence[Tokens | ConcurrentCalls]:
@@ -337,4 +376,4 @@ def stages(settings: ServiceSettings) -> Sequence[Tokens | ConcurrentCalls]:
         FailedPreconditionError: the tokens file is wrong.
     """
     tokens = [Tokens(settings.tokens_file)] if settings.tokens_file is not None else []
-    return [*tokens, ConcurrentCalls(settings.max_concurrent_calls)]
+    return [*tokens, ConcurrentCalls(settings.max_concurrent_calls, settings.max_streams)]

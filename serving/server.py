@@ -15,10 +15,13 @@ import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from foretell import limits
 from serving import security
-from serving.calls import CallInterceptor
+from serving.calls import CallInterceptor, Stage
+from serving.logs import CallLog
+from serving.metrics import CallMetrics, metrics_page
 from serving.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -74,7 +77,10 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library is
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: ServiceSettings, register: Register, end_streams: Callable[[], None] | None = None
+    settings: ServiceSettings,
+    register: Register,
+    end_streams: Callable[[], None] | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> AsyncIterator[str]:
     """Serves while the block runs, and gives the address; health says SERVING in it.
 
@@ -88,8 +94,10 @@ async def running(
     """
     security.check_binding(settings)
     credentials = security.server_credentials(settings)
+    registry = registry or CollectorRegistry()
+    observing: list[Stage] = [CallMetrics(registry), CallLog()]
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(security.stages(settings))],
+        interceptors=[CallInterceptor([*observing, *security.stages(settings)])],
         options=[
             *OPTIONS,
             ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1_000)),
@@ -132,8 +140,9 @@ async def serve(
     settings: ServiceSettings,
     register: Register,
     end_streams: Callable[[], None] | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serves until SIGTERM or SIGINT; the registry's metrics too, and those of calls and process.
 
     Prints `PROGRAM ready at HOST:PORT` on the standard output once it does; everything else
     goes to the log.
@@ -142,7 +151,12 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, register, end_streams) as address:
+    registry = registry or CollectorRegistry()
+    ProcessCollector(registry=registry)
+    async with (
+        running(settings, register, end_streams, registry) as address,
+        metrics_page(settings, registry),
+    ):
         _spare_the_collector()
         sys.stdout.write(f"{program} ready at {address}\n")
         sys.stdout.flush()
@@ -179,12 +193,3 @@ def run_to_end(service: Coroutine[Any, Any, None]) -> None:
     # A third less of a call's time in the loop than with asyncio's own, and more calls a second by
     # that.
     uvloop.run(whole())
-
-
-def configure_logging(program: str) -> None:
-    """One line per record on the standard error."""
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format=f"%(asctime)s {program} %(levelname)s %(name)s: %(message)s",
-    )

@@ -18,6 +18,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from serving.logs import LogFormat
+
 
 class ServiceSettings(BaseSettings):
     """What every service can be told.
@@ -48,6 +50,8 @@ class ServiceSettings(BaseSettings):
     """After that, seconds in which calls in flight may finish."""
     max_concurrent_calls: int = Field(default=1_000, ge=1)
     """Calls in flight, above which new ones get RESOURCE_EXHAUSTED."""
+    max_streams: int = Field(default=100, ge=1)
+    """Answers that are streams, such as WatchItems, open at once; counted apart from the calls."""
     max_connection_age_s: float = Field(default=1_800.0, ge=1, le=86_400)
     """Age at which clients are asked to connect anew, so that they find new processes; a tenth more
     or less by chance. Calls on the old connection get 5 minutes more, streams too."""
@@ -61,6 +65,10 @@ class ServiceSettings(BaseSettings):
     """TOML file of the tokens that callers must show; read again when it changes."""
     allow_insecure: bool = False
     """Listen on other addresses than this machine's own without certificate and tokens."""
+    log_format: LogFormat = LogFormat.AUTO
+    """Lines of the log on the standard error: json, text, or by whether that is a terminal."""
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Port of Prometheus's page /metrics, on the same address and without TLS or token; 0: none."""
     reflection: bool = True
     """Answer the reflection service, which tells anybody the contracts."""
 

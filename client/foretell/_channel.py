@@ -113,7 +113,8 @@ class ClientSettings:
             "initialBackoff": f"{self.initial_backoff_s:.3f}s",
             "maxBackoff": f"{self.max_backoff_s:.3f}s",
             "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            # CANCELLED, if not by the caller: a service that stops ends so what it has not begun.
+            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
         return json.dumps(
             {

@@ -169,7 +169,8 @@ class Batcher:
         self._backend = backend
         self._tokenize = tokenize
         self._max_queue_texts = max_queue_texts
-        self._waiting_texts = 0
+        self.waiting_texts = 0
+        """Texts of all calls that wait or are being encoded."""
         self._texts_per_s = 0.0
         self._lock = threading.Lock()  # of all that follows
         self._arrived = threading.Condition(self._lock)
@@ -208,7 +209,7 @@ class Batcher:
                 self._arrived.notify()
             return await job.future
         finally:
-            self._waiting_texts -= len(texts)
+            self.waiting_texts -= len(texts)
 
     def close(self) -> None:
         """Ends the threads; calls that still wait get UNAVAILABLE."""
@@ -222,7 +223,7 @@ class Batcher:
 
     def _admit(self, texts: int) -> None:
         """Counts a call's texts in, unless too many wait. A call alone is always let in."""
-        waiting = self._waiting_texts
+        waiting = self.waiting_texts
         if waiting and waiting + texts > self._max_queue_texts:
             wait_s = waiting / self._texts_per_s if self._texts_per_s else 1.0
             raise ResourceExhaustedError(
@@ -230,7 +231,7 @@ class Batcher:
                 reason="ENCODER_QUEUE_FULL",
                 retry_after_s=min(max(wait_s, 0.1), 60.0),
             )
-        self._waiting_texts += texts
+        self.waiting_texts += texts
 
     def _keep_up(self, loop: Callable[[list[_Job]], None]) -> None:
         """A thread: runs a loop, and again should it fail, of which the calls that wait are told.

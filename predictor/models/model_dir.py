@@ -47,6 +47,7 @@ from predictor.models.untrusted import (
     damaged,
     parse,
     read_checked,
+    read_file,
     read_strings,
     read_tensors,
     take,
@@ -267,10 +268,7 @@ def read_config(path: str | os.PathLike[str]) -> VersionConfig:
         InvalidArgumentError: it is missing, damaged, or of another format.
     """
     file = Path(path) / "config.json"
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise damaged(file, f"not readable ({error.strerror}): no version directory") from None
+    text = read_file(file)
     raw = parse(file, text)
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:

@@ -22,6 +22,28 @@ EMPTY_COLS = 1 << 16
 """Longest side of an array without numbers: its file is short however long it claims to be."""
 
 
+MOST_BYTES = {".safetensors": 8 << 30, ".json": 512 << 20, ".txt": 256 << 20}
+"""Largest file that is read, by its suffix: the vectors of tens of millions of items, the ids of
+millions, trees. Parsed JSON takes several times its bytes."""
+
+MOST_OTHER_BYTES = 64 << 20
+"""Likewise of cards and plots."""
+
+
+def read_file(file: Path) -> bytes:
+    """A plain file of no unreasonable size, which is looked at before anything is read."""
+    most = MOST_BYTES.get(file.suffix, MOST_OTHER_BYTES)
+    try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise damaged(file, "not a file")
+        if found.st_size > most:
+            raise damaged(file, f"{found.st_size:,} bytes; {most:,} at most are read")
+        return file.read_bytes()
+    except OSError as error:
+        raise damaged(file, f"not readable ({error.strerror})") from None
+
+
 def read_checked(directory: Path, name: str, digest: str) -> bytes:
     """A plain file of the directory whose sha256 is `digest`."""
     file = directory / name
@@ -31,12 +53,7 @@ def read_checked(directory: Path, name: str, digest: str) -> bytes:
         inside = False
     if not inside:
         raise damaged(directory / "config.json", f"`files` names {name!r}, outside the directory")
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-            raise damaged(file, "not a file")
-        data = file.read_bytes()
-    except OSError as error:
-        raise damaged(file, f"not readable ({error.strerror})") from None
+    data = read_file(file)
     if hashlib.sha256(data).hexdigest() != digest:
         raise damaged(file, "its sha256 is not the one in config.json")
     return data

@@ -1,6 +1,7 @@
 """Certificates, tokens, scopes, quotas: a real server and the real client."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -17,6 +18,7 @@ import trustme
 import foretell
 from bench.fuzzing.messages import methods
 from foretell import _security
+from foretell._channel import target
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import (
@@ -27,6 +29,7 @@ from foretell.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from serving import security
 from serving.calls import Call
 from serving.security import OPEN, SCOPES, ConcurrentCalls, Scope, read_tokens
 from serving.server import running
@@ -49,8 +52,16 @@ scopes = ["read", "write"]
 
 
 class Servicer(rpc.EmbedderServiceServicer):
+    def __init__(self) -> None:
+        self.calls = 0
+
     async def GetInfo(self, request: pb.GetInfoRequest, context: Any) -> pb.GetInfoResponse:
+        self.calls += 1
         return pb.GetInfoResponse(version="1")
+
+    async def WatchItems(self, request: Any, context: Any) -> AsyncIterator[pb.WatchItemsResponse]:
+        yield pb.WatchItemsResponse(seq=1)
+        await asyncio.Event().wait()
 
     async def DeleteItems(self, request: Any, context: Any) -> pb.DeleteItemsResponse:
         return pb.DeleteItemsResponse(deleted=1)
@@ -281,7 +292,8 @@ def test_a_tokens_file_that_everybody_may_read_is_refused(tmp_path: Path) -> Non
 
 def test_every_method_has_a_scope() -> None:
     names = {f"/{method.containing_service.full_name}/{method.name}" for method in methods()}
-    assert set(SCOPES) == names
+    assert set(SCOPES) - names == {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}
+    assert names < set(SCOPES)
     reads = {name for name, scope in SCOPES.items() if scope is Scope.READ}
     assert not [name for name in reads if "Delete" in name or "Put" in name or "Ingest" in name]
 
@@ -306,13 +318,92 @@ def test_bad_settings_of_the_client_are_named(values: dict[str, str], field: str
 
 
 async def test_too_many_calls_at_once_are_told_when_to_come_back() -> None:
-    stage = ConcurrentCalls(1)
+    stage = ConcurrentCalls(1, 1)
     one, other, health = (Call(method, None, False) for method in ("/a/b", "/a/c", OPEN + "x/y"))  # type: ignore[arg-type]
     stage.begin(one)
     stage.begin(health)
     with pytest.raises(ResourceExhaustedError) as raised:
         stage.begin(other)
     assert raised.value.retry_after_s
+    stream, another = (Call("/a/w", None, True) for _ in range(2))  # type: ignore[arg-type]
+    stage.begin(stream)  # streams have a number of their own
+    with pytest.raises(ResourceExhaustedError, match="streams"):
+        stage.begin(another)
     stage.end(health)
     stage.end(one)
     stage.begin(other)
+
+
+async def test_a_stream_ends_when_its_token_goes(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "STREAM_LOOK_S", 0.05)
+    file = tokens_file(tmp_path)
+    address = await serve(tokens_file=file)
+    settings = secured(token_file=token_file(tmp_path, WRITER))
+    async with foretell.AsyncClient(address, settings=settings) as client:
+        changes = client.watch_items()
+        assert (await anext(changes)).seq == 1
+        file.write_text(TOKENS.replace(hashlib.sha256(WRITER.encode()).hexdigest(), "0" * 64))
+        with pytest.raises(UnauthenticatedError):
+            await asyncio.wait_for(anext(changes), 20)
+
+
+async def test_reflection_needs_a_token_too(serve: Serve, tmp_path: Path) -> None:
+    address = await serve(tokens_file=tokens_file(tmp_path))
+    method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    async with grpc.aio.insecure_channel(address) as channel:
+
+        async def code(data: bytes, *metadata: tuple[str, str]) -> grpc.StatusCode:
+            call: Any = channel.stream_stream(method)
+            stream = call(iter([data]), metadata=metadata)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await stream.read()
+                stream.cancel()  # after an answer it would wait for the next question
+                return grpc.StatusCode.OK
+            found: grpc.StatusCode = await stream.code()
+            return found
+
+        assert await code(b"") is grpc.StatusCode.UNAUTHENTICATED
+        shown = ("authorization", f"Bearer {WRITER}")
+        assert await code(b"\x3a\x00", shown) is grpc.StatusCode.OK
+        assert await code(b"\x3a\xff", shown) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        ("localhost:1", "localhost:1"),
+        ("127.0.0.1:1,127.0.0.2:2", "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ("[::1]:1, [::2]:2", "ipv6:[::1]:1,[::2]:2"),
+        ("unix:/tmp/a", "unix:/tmp/a"),
+    ],
+)
+def test_addresses(addresses: str, expected: str) -> None:
+    assert target(addresses) == expected
+
+
+@pytest.mark.parametrize(
+    "addresses", ["a:1,b:2", "127.0.0.1:1,", "127.0.0.1:1,[::1]:1", "127.0.0.1:0,127.0.0.1:1"]
+)
+def test_bad_lists_of_addresses_are_named(addresses: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="IP:PORT"):
+        target(addresses)
+
+
+async def test_of_two_servers_each_gets_its_share_and_one_may_stop(tmp_path: Path) -> None:
+    servicers = [Servicer() for _ in range(2)]  # type: ignore[abstract]
+    async with AsyncExitStack() as stack:
+        first = AsyncExitStack()
+        settings = ServiceSettings(drain_s=0, grace_s=5)
+        addresses = [
+            await first.enter_async_context(running(settings, servicers[0].register)),
+            await stack.enter_async_context(running(settings, servicers[1].register)),
+        ]
+        async with foretell.AsyncClient(",".join(addresses), timeout_s=20) as client:
+            while not all(servicer.calls for servicer in servicers):
+                await client.embedder_info()
+            calls = [asyncio.create_task(client.embedder_info()) for _ in range(50)]
+            await first.aclose()
+            calls += [asyncio.create_task(client.embedder_info()) for _ in range(50)]
+            assert all(info.version == "1" for info in await asyncio.gather(*calls))
