@@ -184,8 +184,8 @@ def test_answers_that_differ_are_noticed(
             lie(answer)
             return answer
 
-        def stream(request: object) -> Lying:
-            return Lying(honest(request), lie)
+        def stream(request: object, **options: Any) -> Lying:
+            return Lying(honest(request, **options), lie)
 
         monkeypatch.setattr(stub, method, stream if method == "WatchItems" else unary)
         vectors = client.embed(contents.TEXTS).vectors
