@@ -1,6 +1,7 @@
 """The check of an embedder's contents notices every lie of a fake."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
