@@ -1,11 +1,13 @@
 """What a container engine would read: checked against the compose schema and the real commands."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -81,3 +83,53 @@ def test_image_copies_what_the_packages_are_built_from() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     assert {"client", "serving", "embedder", "predictor", "constraints.txt"} <= copied & kept
     assert all((ROOT / name).exists() for name in kept)
+
+
+MANIFESTS = sorted((ROOT / "deploy" / "kubernetes" / "base").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def resources() -> list[dict[str, Any]]:
+    """All that the kustomization applies."""
+    listed = yaml.safe_load(MANIFESTS[0].with_name("kustomization.yaml").read_text())["resources"]
+    files = [MANIFESTS[0].with_name(name) for name in listed]
+    return [one for file in files for one in yaml.safe_load_all(file.read_text())]
+
+
+def test_manifests_follow_the_schemas_of_kubernetes(resources: list[dict[str, Any]]) -> None:
+    assert {one["kind"] for one in resources} == {"Namespace", "Service", "StatefulSet"}
+    for one in resources:
+        kubernetes_validate.validate(one, "1.37", strict=True)
+
+
+def test_pods_run_what_the_services_understand(resources: list[dict[str, Any]]) -> None:
+    kinds: dict[str, type[ServiceSettings]] = {
+        "embedder": EmbedderSettings,
+        "predictor": PredictorSettings,
+    }
+    pods = [one["spec"]["template"]["spec"] for one in resources if one["kind"] == "StatefulSet"]
+    assert len(pods) == 2
+    for pod in pods:
+        (container,) = pod["containers"]
+        module, *arguments = container["args"]
+        settings = load(kinds[module], arguments, module)
+        check_binding(settings)
+        assert container["ports"] == [{"name": "grpc", "containerPort": settings.port}]
+        assert container["readinessProbe"]["grpc"]["port"] == settings.port
+        assert pod["terminationGracePeriodSeconds"] > settings.grace_s + settings.drain_s
+        mounted = {one["mountPath"] for one in container["volumeMounts"]}
+        assert {"/data", str(settings.tokens_file.parent)} <= mounted  # type: ignore[union-attr]
+        assert f"--uid {pod['securityContext']['runAsUser']} " in (ROOT / "Dockerfile").read_text()
+
+
+def test_a_breaking_change_of_the_contracts_is_refused(tmp_path: Path) -> None:
+    for name in ("protos", "third_party"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "buf.yaml", tmp_path)
+    buf = Path(sys.executable).with_name("buf")
+    command = [buf, "breaking", "protos", "--against", "protos/released.binpb"]
+    file = tmp_path / "protos" / "foretell" / "predictor" / "v1" / "event_service.proto"
+    for before, after, status in (("", "", 0), ("behavior_type = 2;", "behavior_type = 9;", 100)):
+        file.write_text(file.read_text().replace(before, after) if before else file.read_text())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == status, done.stdout
