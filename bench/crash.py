@@ -56,7 +56,7 @@ def embedder_in(folder: Path) -> ServiceChild:
         "embedder",
         [*ARGUMENTS, "--data-dir", str(data)],
         folder / "log",
-        opening=": encoder ",
+        opening='"encoder ',
         data=data,
         unfinished="*.new",
     )
