@@ -268,6 +268,8 @@ def read_config(path: str | os.PathLike[str]) -> VersionConfig:
         InvalidArgumentError: it is missing, damaged, or of another format.
     """
     file = Path(path) / "config.json"
+    if not file.exists():
+        raise damaged(file, "is missing: this is no version directory")
     text = read_file(file)
     raw = parse(file, text)
     found = raw.get("format") if isinstance(raw, dict) else None

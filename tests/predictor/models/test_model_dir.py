@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
 from foretell.terms import TermRows
-from predictor.models import model_dir
+from predictor.models import model_dir, untrusted
 from predictor.models.calibration import ItemCalibration, TypeCalibration, softmax
 from predictor.models.history import history_batch
 from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
@@ -266,6 +266,17 @@ def test_a_config_that_is_no_json_object(directory: Path, content: bytes) -> Non
 def test_no_directory_at_all(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="no version directory"):
         model_dir.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors"])
+def test_a_file_of_unreasonable_size_is_refused_before_it_is_read(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    suffix = Path(name).suffix
+    size = (directory / name).stat().st_size
+    monkeypatch.setitem(untrusted.MOST_BYTES, suffix, size - 1)
+    with pytest.raises(InvalidArgumentError, match=rf"{name}.*at most are read"):
+        model_dir.load(directory)
 
 
 def resign(directory: Path, name: str) -> None:
