@@ -95,7 +95,7 @@ async def run(settings: EmbedderSettings) -> None:
             )
         batcher = resources.enter_context(
             contextlib.closing(
-                Batcher(backend, tokenizer, max_queue_texts=settings.max_queue_texts)
+                Batcher(backend, tokenizer, max_queue_s=settings.max_queue_ms / 1_000)
             )
         )
         texts = TextCache(batcher, known, backend.cols, settings.memory_cache_bytes)

@@ -114,7 +114,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             request.texts, lambda text, index: checks.text(text, f"texts[{index}]")
         )
         texts = [request.texts[index] for index in good]
-        encoded = await self._texts.encode(texts)
+        encoded = await self._texts.encode(texts, _deadline(context))
         vectors = np.zeros((len(request.texts), cols), np.float32)
         if good:
             vectors[good] = await _in_space(collection, encoded.vectors, texts)
@@ -129,7 +129,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     ) -> pb.UpsertItemsResponse:
         """Inserts or replaces items of a text collection."""
         started = time.perf_counter()
-        response = await self._kept.writer.upsert_items(request)
+        response = await self._kept.writer.upsert_items(request, _deadline(context))
         response.timings.total_us = _since(started)
         return response
 
@@ -171,7 +171,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         if request.include_vectors:
             _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")
         filters = await filters_of(request, count, collection, self._kept.collections)
-        queries = await self._queries(request, collection)
+        queries = await self._queries(request, collection, _deadline(context))
         searching = time.perf_counter()
         hits = await self._searches.search(
             collection.index,
@@ -278,7 +278,9 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             response.items.append(item)
         return response
 
-    async def _queries(self, request: pb.SearchRequest, collection: Collection) -> _Queries:
+    async def _queries(
+        self, request: pb.SearchRequest, collection: Collection, deadline: float | None
+    ) -> _Queries:
         """Reads the queries, and has texts encoded."""
         match request.WhichOneof("queries"):
             case "vectors":
@@ -286,20 +288,28 @@ class EmbedderService(rpc.EmbedderServiceServicer):
                 good, failures = checks.split(vectors, checks.finite_row(vectors, "vectors"))
                 return _queries(collection, len(vectors), good, vectors[good], failures)
             case "texts":
-                return await self._text_queries(request.texts.texts, collection)
+                return await self._text_queries(request.texts.texts, collection, deadline)
             case _:
                 return _id_queries(request.ids.ids, collection)
 
-    async def _text_queries(self, texts: Sequence[str], collection: Collection) -> _Queries:
+    async def _text_queries(
+        self, texts: Sequence[str], collection: Collection, deadline: float | None
+    ) -> _Queries:
         if collection.row.kind == pb.COLLECTION_KIND_VECTOR:
             raise checks.wrong_kind(collection.row.name, "searched by text")
         good, failures = checks.split(
             texts, lambda text, index: checks.text(text, f"texts.texts[{index}]")
         )
         good_texts = [texts[index] for index in good]
-        encoded: Encoded = await self._texts.encode(good_texts)
+        encoded: Encoded = await self._texts.encode(good_texts, deadline)
         vectors = await _in_space(collection, encoded.vectors, good_texts)
         return _queries(collection, len(texts), good, vectors, failures, encoded.timing)
+
+
+def _deadline(context: Context) -> float | None:
+    """The caller's, of the event loop's clock."""
+    remaining_s: float | None = context.time_remaining()
+    return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
 
 def _queries(

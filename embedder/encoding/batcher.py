@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from embedder.encoding.encoder import Backend, TokenBatch
-from foretell.errors import ForetellError, ResourceExhaustedError, UnavailableError
+from foretell.errors import ForetellError, UnavailableError
 from foretell.vectors import Vectors
+from serving.admission import Admission
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,14 @@ WORTHWHILE = 0.06
 """Part of a batch's tokens that must wait for another pass to begin beside one that runs: small
 batches are slow for each text, and while one runs the next one grows."""
 
-SMOOTHING = 0.2
-"""Weight of the latest batch in the mean of texts per second."""
+CHARACTERS_PER_TOKEN = 4
+"""About so many, with which a batch is full."""
+
+READ_CHARACTERS = 2_000
+"""Of a text; about what an encoder reads of it at most. A longer one takes hardly more time."""
+
+MAX_QUEUE_S = 0.25
+"""How long a call waits for others, by default."""
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
@@ -155,7 +163,7 @@ class Batcher:
     Args:
         backend: the network, called from a thread for each of its `workers`.
         tokenize: gives the token ids of some texts, called from one thread.
-        max_queue_texts: texts of all calls that may wait.
+        max_queue_s: how long a call may wait for the texts of others; see Admission.
     """
 
     def __init__(
@@ -163,15 +171,15 @@ class Batcher:
         backend: Backend,
         tokenize: Callable[[Sequence[str]], TokenBatch],
         *,
-        max_queue_texts: int = 20_000,
+        max_queue_s: float = MAX_QUEUE_S,
     ) -> None:
         self.texts_encoded = 0
         self._backend = backend
         self._tokenize = tokenize
-        self._max_queue_texts = max_queue_texts
         self.waiting_texts = 0
         """Texts of all calls that wait or are being encoded."""
-        self._texts_per_s = 0.0
+        slack = backend.batch_tokens * backend.workers * CHARACTERS_PER_TOKEN
+        self._admission = Admission(max_queue_s, slack)
         self._lock = threading.Lock()  # of all that follows
         self._arrived = threading.Condition(self._lock)
         self._new: deque[_Job] = deque()
@@ -190,26 +198,32 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    async def encode(self, texts: Sequence[str]) -> tuple[Vectors, Timing]:
+    async def encode(
+        self, texts: Sequence[str], deadline: float | None = None
+    ) -> tuple[Vectors, Timing]:
         """Vectors of length 1, shape (texts, cols).
+
+        Args:
+            texts: any number.
+            deadline: of the event loop's clock, until when they are of use; None: any time.
 
         Raises:
             ResourceExhaustedError: too many texts wait already.
+            DeadlineExceededError: it would take longer than until the deadline.
             UnavailableError: the service is shutting down, or a thread of the encoder failed.
         """
         if not texts:
             return np.empty((0, self._backend.cols), np.float32), Timing()
-        self._admit(len(texts))
-        try:
-            job = _Job(texts, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        remaining_s = None if deadline is None else deadline - loop.time()
+        with self._admission.admitted(_work(texts), remaining_s), self._counted(len(texts)):
+            job = _Job(texts, loop.create_future())
             with self._lock:
                 if self._closed:
                     raise _shutting_down()
                 self._new.append(job)
                 self._arrived.notify()
             return await job.future
-        finally:
-            self.waiting_texts -= len(texts)
 
     def close(self) -> None:
         """Ends the threads; calls that still wait get UNAVAILABLE."""
@@ -221,17 +235,13 @@ class Batcher:
             thread.join()
         self._fail_waiting(_shutting_down())
 
-    def _admit(self, texts: int) -> None:
-        """Counts a call's texts in, unless too many wait. A call alone is always let in."""
-        waiting = self.waiting_texts
-        if waiting and waiting + texts > self._max_queue_texts:
-            wait_s = waiting / self._texts_per_s if self._texts_per_s else 1.0
-            raise ResourceExhaustedError(
-                f"{waiting:,} texts wait for the encoder",
-                reason="ENCODER_QUEUE_FULL",
-                retry_after_s=min(max(wait_s, 0.1), 60.0),
-            )
+    @contextmanager
+    def _counted(self, texts: int) -> Iterator[None]:
         self.waiting_texts += texts
+        try:
+            yield
+        finally:
+            self.waiting_texts -= texts
 
     def _keep_up(self, loop: Callable[[list[_Job]], None]) -> None:
         """A thread: runs a loop, and again should it fail, of which the calls that wait are told.
@@ -374,7 +384,6 @@ class Batcher:
         return shares
 
     def _encode(self, shares: list[_Share]) -> None:
-        started = time.perf_counter()
         try:
             vectors = self._forward(_pack(shares))
         except Exception as error:
@@ -393,7 +402,6 @@ class Batcher:
                     finished.append((job, None))
                 start += len(rows)
             self.texts_encoded += len(vectors)
-            self._note_rate(len(vectors) / max(now - started, 1e-9))
         _hand_back(finished)
 
     def _forward(self, batch: TokenBatch) -> Vectors:
@@ -408,11 +416,10 @@ class Batcher:
         halves = batch.part(0, middle), batch.part(middle, len(batch))
         return np.concatenate([self._backend.encode(half) for half in halves])
 
-    def _note_rate(self, texts_per_s: float) -> None:
-        mean = self._texts_per_s
-        self._texts_per_s = (
-            texts_per_s if not mean else (1 - SMOOTHING) * mean + SMOOTHING * texts_per_s
-        )
+
+def _work(texts: Sequence[str]) -> int:
+    """What the admission counts: characters that are read."""
+    return sum(min(len(text), READ_CHARACTERS) for text in texts)
 
 
 def _pack(shares: Sequence[_Share]) -> TokenBatch:

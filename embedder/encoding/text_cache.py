@@ -70,11 +70,12 @@ class TextCache:
         self._max_rows = memory_bytes // (cols * 4 + ROW_OVERHEAD_BYTES)
         self._in_flight: dict[bytes, asyncio.Future[dict[bytes, Row]]] = {}
 
-    async def encode(self, texts: Sequence[str]) -> Encoded:
+    async def encode(self, texts: Sequence[str], deadline: float | None = None) -> Encoded:
         """Vectors of length 1 in the order of the texts.
 
         Raises:
-            ResourceExhaustedError: too many texts wait for the encoder.
+            ResourceExhaustedError, DeadlineExceededError: those of `Batcher.encode`, which
+                `deadline` is for.
         """
         hashes = [text_hash(text) for text in texts]
         rows = self._from_memory(hashes)
@@ -85,7 +86,7 @@ class TextCache:
             others = {future for key in wanted if (future := self._in_flight.get(key))}
             mine = {key: text for key, text in wanted.items() if key not in self._in_flight}
             if mine:
-                found, encoded, timing = await self._fetch(mine)
+                found, encoded, timing = await self._fetch(mine, deadline)
                 rows |= found
                 new += encoded
             if others:
@@ -102,7 +103,9 @@ class TextCache:
             vectors[index] = rows[key]
         return Encoded(vectors, new, timing)
 
-    async def _fetch(self, texts: dict[bytes, str]) -> tuple[dict[bytes, Row], int, Timing]:
+    async def _fetch(
+        self, texts: dict[bytes, str], deadline: float | None
+    ) -> tuple[dict[bytes, Row], int, Timing]:
         """Vectors from disk or from the network, while other calls may wait for them."""
         future: asyncio.Future[dict[bytes, Row]] = asyncio.get_running_loop().create_future()
         for key in texts:
@@ -113,7 +116,7 @@ class TextCache:
             else:
                 rows = await asyncio.to_thread(self._known.find, list(texts))
             unknown = [key for key in texts if key not in rows]
-            block, timing = await self._batcher.encode([texts[key] for key in unknown])
+            block, timing = await self._batcher.encode([texts[key] for key in unknown], deadline)
             encoded = dict(zip(unknown, block, strict=True))
             self._known.keep(encoded)
             rows |= encoded

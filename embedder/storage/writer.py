@@ -30,12 +30,15 @@ class Writer:
         self._collections = collections
         self._texts = texts
 
-    async def upsert_items(self, request: pb.UpsertItemsRequest) -> pb.UpsertItemsResponse:
+    async def upsert_items(
+        self, request: pb.UpsertItemsRequest, deadline: float | None = None
+    ) -> pb.UpsertItemsResponse:
         """Inserts or replaces items; texts that are not known yet are encoded.
 
         Raises:
             NotFoundError, InvalidArgumentError: a fault of the whole call.
-            ResourceExhaustedError: too many texts wait for the encoder.
+            ResourceExhaustedError, DeadlineExceededError: those of `Batcher.encode`, which
+                `deadline` is for.
         """
         checks.request_id(request.request_id)
         checks.count(len(request.items), "items", limits.BATCH)
@@ -44,7 +47,7 @@ class Writer:
         )
         # In a thread: 10,000 items take 0.1 s, for which the event loop would stand still.
         batch = await asyncio.to_thread(_batch, request, collection.row.name == BEHAVIORS)
-        encoded = await self._texts.encode(list(batch.texts.values()))
+        encoded = await self._texts.encode(list(batch.texts.values()), deadline)
         vectors = dict(zip(batch.texts, encoded.vectors, strict=True))
         written: list[tuple[list[ItemRow], dict[int, dict[str, Row]]]] = []
         response = _response(batch, encoded)

@@ -92,7 +92,7 @@ async def batcher(backend: FakeBackend) -> AsyncIterator[Batcher]:
 def make_batcher(backend: FakeBackend) -> Iterator[Callable[..., Batcher]]:
     with ExitStack() as stack:
 
-        def make(**options: int) -> Batcher:
+        def make(**options: float) -> Batcher:
             made = Batcher(backend, tokenize, **options)
             stack.callback(made.close)
             return made

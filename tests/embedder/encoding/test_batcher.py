@@ -9,7 +9,7 @@ import torch
 
 from embedder.encoding.batcher import Batcher, _Job
 from embedder.encoding.encoder import TokenBatch
-from foretell.errors import ResourceExhaustedError, UnavailableError
+from foretell.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 
 
 class Gate:
@@ -234,23 +234,54 @@ async def test_a_second_pass_begins_beside_the_first_where_enough_waits(
     assert sorted(map(sorted, backend.batches)) == [["few", "m" * 80], ["first"]]
 
 
-async def test_a_full_queue_refuses_at_once(
+async def crowded(make_batcher: Callable[..., Batcher], backend: Any, clock: list[float]) -> Any:
+    """A batcher of a known rate with calls that wait until the gate opens, and these calls."""
+    batcher = make_batcher(max_queue_s=1.0)
+    batcher._admission._clock = lambda: clock[0]
+    gate = Gate(backend)
+    await gate_rate(batcher, gate, clock)
+    gate.open.clear()
+    gate.entered.clear()
+    calls = [asyncio.ensure_future(batcher.encode(["a" * 1_000])) for _ in range(3)]
+    await gate.wait()
+    return batcher, gate, calls
+
+
+async def gate_rate(batcher: Batcher, gate: Gate, clock: list[float]) -> None:
+    """Teaches the batcher that 2,000 characters take a second."""
+    large = asyncio.ensure_future(batcher.encode(["b" * 2_000]))
+    await gate.wait()
+    clock[0] += 1.0
+    gate.open.set()
+    await large
+
+
+async def test_a_call_that_would_wait_long_is_refused_at_once(
     make_batcher: Callable[..., Batcher], backend: Any
 ) -> None:
-    batcher = make_batcher(max_queue_texts=10)
-    gate = Gate(backend)
-    first = asyncio.ensure_future(batcher.encode(["a"] * 8))
-    await gate.wait()
+    batcher, gate, calls = await crowded(make_batcher, backend, [0.0])
     with pytest.raises(ResourceExhaustedError) as raised:
-        await batcher.encode(["b"] * 3)
-    assert raised.value.reason == "ENCODER_QUEUE_FULL"
-    assert raised.value.retry_after_s
-    second = await queued(batcher, ["c"] * 2)
+        await batcher.encode(["c" * 1_000])
+    assert raised.value.retry_after_s == pytest.approx(1.5)
+    small = await queued(batcher, ["small"])  # waits for five characters of each
     gate.open.set()
-    await asyncio.gather(first, second)
-    # A call alone is let in whatever its size.
-    vectors, _ = await batcher.encode(["d"] * 50)
-    assert len(vectors) == 50
+    await asyncio.gather(small, *calls)
+    assert ["c" * 1_000] not in backend.batches
+
+
+async def test_a_call_that_cannot_be_in_time_is_not_encoded(
+    make_batcher: Callable[..., Batcher], backend: Any
+) -> None:
+    batcher, gate, calls = await crowded(make_batcher, backend, [0.0])
+    now = asyncio.get_running_loop().time()
+    with pytest.raises(DeadlineExceededError):
+        await batcher.encode(["d" * 400], now + 0.1)
+    with pytest.raises(ResourceExhaustedError):  # 0.2 s alone, and 0.6 s for the others
+        await batcher.encode(["d" * 400], now + 0.7)
+    in_time = asyncio.ensure_future(batcher.encode(["d" * 400], now + 600))
+    gate.open.set()
+    await asyncio.gather(in_time, *calls)
+    assert backend.batches.count(["d" * 400]) == 1
 
 
 async def test_closing_refuses_what_waits(
