@@ -126,7 +126,7 @@ def test_a_breaking_change_of_the_contracts_is_refused(tmp_path: Path) -> None:
     for name in ("protos", "third_party"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "buf.yaml", tmp_path)
-    buf = Path(sys.executable).with_name("buf")
+    buf = str(Path(sys.executable).with_name("buf"))
     command = [buf, "breaking", "protos", "--against", "protos/released.binpb"]
     file = tmp_path / "protos" / "foretell" / "predictor" / "v1" / "event_service.proto"
     for before, after, status in (("", "", 0), ("behavior_type = 2;", "behavior_type = 9;", 100)):
