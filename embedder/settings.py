@@ -86,9 +86,6 @@ class EmbedderSettings(ServiceSettings):
     """Tokens of a text that are read; default: the encoder's own maximum."""
     max_batch_tokens: int | None = Field(default=None, ge=64, le=1_048_576)
     """Tokens in one forward pass; default 512 on a CPU, 32,768 on a GPU."""
-    max_queue_ms: int = Field(default=250, ge=1)
-    """How long a call may wait until the texts of others are encoded, or as long as its own take if
-    that is longer; beyond that calls get RESOURCE_EXHAUSTED at once."""
     device: Device = Device.AUTO
     """Where the encoder runs."""
     precision: Precision = Precision.AUTO

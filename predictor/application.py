@@ -72,7 +72,9 @@ async def application(
 
         def add_servicers(server: grpc.aio.Server) -> Sequence[str]:
             add_EventServiceServicer_to_server(EventService(store, texts), server)
-            add_PredictionServiceServicer_to_server(PredictionService(predictor), server)
+            add_PredictionServiceServicer_to_server(
+                PredictionService(predictor, settings.max_queue_ms / 1_000), server
+            )
             add_ModelServiceServicer_to_server(
                 ModelService(store, models, embedder, settings.activation_deadline_s), server
             )

@@ -31,6 +31,7 @@ from predictor.events import EventStore, PastEvent, StoredEvent
 from predictor.ingestion import NewEvent
 from predictor.page_tokens import decode, encode
 from predictor.prediction import Predictor, Query
+from serving.admission import Admission
 from serving.database import once
 
 log = logging.getLogger(__name__)
@@ -118,19 +119,27 @@ class EventService(event_grpc.EventServiceServicer):
 
 
 class PredictionService(prediction_grpc.PredictionServiceServicer):
-    """What users will do next."""
+    """What users will do next.
 
-    def __init__(self, predictor: Predictor) -> None:
+    Args:
+        predictor: who answers.
+        max_queue_s: how long a call may wait for the queries of others; see Admission. That its
+            deadline is kept is the predictor's own concern: a fallback is always quick.
+    """
+
+    def __init__(self, predictor: Predictor, max_queue_s: float) -> None:
         self._predictor = predictor
+        self._admission = Admission(max_queue_s, limits.QUERIES)
 
     async def Predict(
         self, request: prediction_pb.PredictRequest, context: Context
     ) -> prediction_pb.PredictResponse:
         """Predicts for one user."""
         checks.prediction_query(request.query)
-        prediction, timings = await self._predictor.predict(
-            _query(request.query), _deadline(context)
-        )
+        with self._admission.admitted(1):
+            prediction, timings = await self._predictor.predict(
+                _query(request.query), _deadline(context)
+            )
         return prediction_pb.PredictResponse(prediction=prediction, timings=timings)
 
     async def PredictMany(
@@ -143,9 +152,10 @@ class PredictionService(prediction_grpc.PredictionServiceServicer):
             request.queries, lambda query, at: checks.prediction_query(query, f"queries[{at}]")
         )
         deadline = _deadline(context)
-        answers = await asyncio.gather(
-            *(self._predictor.predict(_query(request.queries[at]), deadline) for at in good)
-        )
+        with self._admission.admitted(len(good)):
+            answers = await asyncio.gather(
+                *(self._predictor.predict(_query(request.queries[at]), deadline) for at in good)
+            )
         predictions = [prediction_pb.Prediction() for _ in request.queries]
         slowest = common_pb2.Timings()
         for at, (prediction, timings) in zip(good, answers, strict=True):
@@ -162,9 +172,10 @@ class PredictionService(prediction_grpc.PredictionServiceServicer):
         """Orders the caller's items for a user."""
         checks.ids(request.item_ids, "item_ids", limits.RANK_ITEMS)
         checks.prediction_query(request.query)
-        prediction, timings = await self._predictor.predict(
-            _query(request.query, list(request.item_ids)), _deadline(context)
-        )
+        with self._admission.admitted(1):
+            prediction, timings = await self._predictor.predict(
+                _query(request.query, list(request.item_ids)), _deadline(context)
+            )
         return prediction_pb.RankResponse(prediction=prediction, timings=timings)
 
 
