@@ -21,7 +21,7 @@ from serving.database import Database, select_in
 
 log = logging.getLogger(__name__)
 
-LOOKED_UP_AT_ONCE = 4
+LOOKED_UP_AT_ONCE = 16
 """Texts that are looked up in the event loop: that takes less time than to go to a thread."""
 
 ROW_OVERHEAD_BYTES = 300
