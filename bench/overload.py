@@ -49,7 +49,7 @@ figures:
   accepted_p99_ratio        p99 of the answered calls in overload, over that at the sustainable rate
   sustainable_p99_ms, accepted_p99_ms
                             these two
-  refused_share, late_share of the calls in overload: refused; neither answered nor refused
+  refused_share, late_share of the calls in overload: refused; not ended in time
   client_cpu_share          CPU seconds of the load's process per second, in overload
   predict_peak_users_s, predict_goodput_2x_ratio, predict_sustainable_p99_ms,
   predict_accepted_p99_ratio, predict_refused_share, predict_fallback_share
@@ -192,7 +192,6 @@ def _embedder(load: Load, log: Path) -> dict[str, float]:
     refused_ms = over.p99_ms("RESOURCE_EXHAUSTED")
     if base_ms is None or over_ms is None or refused_ms is None:
         raise RuntimeError(f"no call was answered, or none refused: {set(over.codes)}")
-    refused = over.share("RESOURCE_EXHAUSTED")
     return {
         "peak_goodput_s": peak.goodput * TEXTS,
         "goodput_5x_ratio": over.goodput / peak.goodput,
@@ -201,8 +200,8 @@ def _embedder(load: Load, log: Path) -> dict[str, float]:
         "accepted_p99_ratio": over_ms / base_ms,
         "sustainable_p99_ms": base_ms,
         "accepted_p99_ms": over_ms,
-        "refused_share": refused,
-        "late_share": 1 - refused - over.share("OK"),
+        "refused_share": over.share("RESOURCE_EXHAUSTED"),
+        "late_share": over.share("DEADLINE_EXCEEDED"),
         "client_cpu_share": over.cpu_s / (load.seconds + SETTLING_S),
     }
 

@@ -50,9 +50,9 @@ class ServiceSettings(BaseSettings):
     """After that, seconds in which calls in flight may finish."""
     max_concurrent_calls: int = Field(default=1_000, ge=1)
     """Calls in flight, above which new ones get RESOURCE_EXHAUSTED."""
-    max_queue_ms: int = Field(default=250, ge=1, le=3_600_000)
-    """How long a call may wait for the texts (the predictor: the predictions) of others, or as long
-    as its own take if that is longer; beyond that it gets RESOURCE_EXHAUSTED at once."""
+    max_queue_ms: int = Field(default=200, ge=1, le=3_600_000)
+    """How long a call may wait for the texts (the predictor: the predictions) of others, or 8 times
+    as long as its own take if that is longer; beyond that it gets RESOURCE_EXHAUSTED at once."""
     max_streams: int = Field(default=100, ge=1)
     """Answers that are streams, such as WatchItems, open at once; counted apart from the calls."""
     max_connection_age_s: float = Field(default=1_800.0, ge=1, le=86_400)

@@ -35,7 +35,7 @@ CHARACTERS_PER_TOKEN = 4
 READ_CHARACTERS = 2_000
 """Of a text; about what an encoder reads of it at most. A longer one takes hardly more time."""
 
-MAX_QUEUE_S = 0.25
+MAX_QUEUE_S = 0.2
 """How long a call waits for others, by default."""
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)

@@ -10,6 +10,7 @@ from foretell.errors import ResourceExhaustedError
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from predictor.prediction import Predictor
 from predictor.service import PredictionService
+from serving.admission import STRETCH
 
 QUERIES = 200
 
@@ -51,13 +52,13 @@ async def test_a_call_that_would_wait_long_is_refused_before_it_costs_anything()
     predictor.open.set()
     await asyncio.gather(*calls)
     predictor.open.clear()
-    calls = [asyncio.ensure_future(service.PredictMany(many, context)) for _ in range(2)]
-    while predictor.asked < 4 * QUERIES:
+    calls = [asyncio.ensure_future(service.PredictMany(many, context)) for _ in range(STRETCH + 1)]
+    while predictor.asked < (2 + len(calls)) * QUERIES:
         await asyncio.sleep(0)
     with pytest.raises(ResourceExhaustedError) as raised:
         await service.PredictMany(many, context)
     assert raised.value.retry_after_s
-    assert predictor.asked == 4 * QUERIES
+    assert predictor.asked == (2 + len(calls)) * QUERIES
     single = asyncio.ensure_future(
         service.Predict(pb.PredictRequest(query=pb.PredictionQuery(user_id="u")), context)
     )
