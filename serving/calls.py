@@ -34,7 +34,10 @@ class Call:
 
     Attributes:
         method: full name, such as `/foretell.predictor.v1.PredictionService/Predict`.
-        context: gRPC's.
+        context: gRPC's; once the call has ended it may not be asked for the peer, nor for the time
+            that remains.
+        peer: the caller's address.
+        deadline_s: the time that it had when it came, in seconds; None of one that may take for ever.
         began: when it arrived (`time.perf_counter`).
         streaming: whether its answer is a stream.
         request: the message, once it is parsed; None of a malformed one or a stream of them.
@@ -52,8 +55,10 @@ class Call:
         "caller",
         "code",
         "context",
+        "deadline_s",
         "method",
         "notes",
+        "peer",
         "reason",
         "request",
         "response",
@@ -65,6 +70,8 @@ class Call:
         self.context = context
         self.streaming = streaming
         self.began = time.perf_counter()
+        self.peer: str = context.peer()
+        self.deadline_s: float | None = context.time_remaining()
         self.request: Message | None = None
         self.response: Message | None = None
         self.code = grpc.StatusCode.OK

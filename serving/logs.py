@@ -84,15 +84,15 @@ class CallLog:
         fields = dict(call.notes)
         fields["method"] = call.method
         fields["code"] = call.code.name
-        fields["peer"] = call.context.peer()
-        fields["ms"] = round((time.perf_counter() - call.began) * 1e3, 3)
+        fields["peer"] = call.peer
+        took_s = time.perf_counter() - call.began
+        fields["ms"] = round(took_s * 1e3, 3)
         if call.reason:
             fields["reason"] = call.reason
         if call.caller:
             fields["caller"] = call.caller
-        remaining = call.context.time_remaining()
-        if remaining is not None:
-            fields["deadline_left_ms"] = round(remaining * 1e3)
+        if call.deadline_s is not None:
+            fields["deadline_left_ms"] = round((call.deadline_s - took_s) * 1e3)
         request_id = getattr(call.request, "request_id", "")
         if request_id:
             fields["request_id"] = request_id
