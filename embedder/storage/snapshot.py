@@ -28,7 +28,8 @@ import numpy as np
 
 from embedder.search.accelerators import Accelerator, usable
 from embedder.search.index import Frozen
-from embedder.storage.files import (
+from embedder.storage.store import CollectionRow
+from serving.files import (
     CHUNK_BYTES,
     DamagedError,
     File,
@@ -38,7 +39,6 @@ from embedder.storage.files import (
     sync_folder,
     write_signed,
 )
-from embedder.storage.store import CollectionRow
 
 log = logging.getLogger(__name__)
 

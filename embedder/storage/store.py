@@ -17,11 +17,11 @@ from typing import IO, TypeAlias
 import numpy as np
 
 from embedder.storage import attributes
-from embedder.storage.files import make_folder
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import FailedPreconditionError
 from foretell.vectors import Row
 from serving.database import Database, check_version, open_read_only, select_in
+from serving.files import make_folder
 
 FILE = "embedder.sqlite"
 """The record of truth in a data directory."""

@@ -9,8 +9,7 @@ import contextlib
 import json
 import math
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 from embedder.search.index import DEFAULT_OPTIONS, Frozen, VectorIndex
 from embedder.storage import attributes, records, store
-from embedder.storage.files import DamagedError
 from embedder.storage.snapshot import Snapshot, Snapshots
 from embedder.storage.store import CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
@@ -29,9 +27,8 @@ from foretell.projection import Projection, from_derived
 from foretell.texts import number_of, text_id
 from foretell.vectors import Vectors
 from serving.database import read_transaction, select_in
-
-SHOWN = 20
-"""Findings of one kind that are written out."""
+from serving.files import DamagedError
+from serving.keeping import Report, check_sqlite, reporting_damage
 
 TOGETHER = 8_192
 """Rows compared at a time."""
@@ -52,34 +49,6 @@ UNREADABLE = (ValueError, TypeError, KeyError, InvalidArgumentError, DecodeError
 """Raised where SQLite holds something else than vectors and projections."""
 
 
-class Report:
-    """What was found, and how much was looked at."""
-
-    def __init__(self) -> None:
-        self.findings: list[str] = []
-        self.seen: Counter[str] = Counter()
-        self._of_kind: Counter[str] = Counter()
-
-    def add(self, kind: str, which: object = "") -> None:
-        """A finding; of many of one kind only some are kept."""
-        self._of_kind[kind] += 1
-        if self._of_kind[kind] <= SHOWN:
-            self.findings.append(f"{kind}: {which}" if which != "" else kind)
-        elif self._of_kind[kind] == SHOWN + 1:
-            self.findings.append(f"{kind}: and more")
-
-    def all(self, kind: str, found: Iterable[object]) -> None:
-        """A finding each."""
-        for which in found:
-            self.add(kind, which)
-
-    def summary(self) -> str:
-        """One line."""
-        names = ("collections", "items", "vectors", "texts", "snapshots")
-        seen = ", ".join(f"{self.seen[name]:,} {name}" for name in names)
-        return f"{seen}; findings: {self._of_kind.total():,}"
-
-
 def verify(folder: Path) -> Report:
     """Checks SQLite by itself, then each snapshot against it.
 
@@ -87,16 +56,12 @@ def verify(folder: Path) -> Report:
         FailedPreconditionError: there is no data directory of this version.
         OSError, sqlite3.Error: it cannot be read.
     """
-    report = Report()
-    with contextlib.closing(store.open_to_read(folder)) as connection:
-        # What is no UTF-8 becomes another text than the one that was written.
-        connection.text_factory = lambda text: text.decode(errors="backslashreplace")
-        try:
-            _check_all(connection, folder, report)
-        except sqlite3.DatabaseError as error:
-            if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
-                raise
-            report.add("SQLite file that cannot be read to its end", error)
+    report = Report("collections", "items", "vectors", "texts", "snapshots")
+    with (
+        contextlib.closing(store.open_to_read(folder)) as connection,
+        reporting_damage(connection, report),
+    ):
+        _check_all(connection, folder, report)
     return report
 
 
@@ -128,11 +93,7 @@ def _check_all(connection: sqlite3.Connection, folder: Path, report: Report) -> 
 
 
 def _check_file(connection: sqlite3.Connection, report: Report) -> None:
-    for (said,) in connection.execute("PRAGMA integrity_check"):
-        if said != "ok":
-            report.add("SQLite file", said)
-    for table, rowid, parent, _ in connection.execute("PRAGMA foreign_key_check"):
-        report.add(f"row of {table} whose {parent} is missing", rowid)
+    check_sqlite(connection, report)
     current = store.current_seq(connection)
     for table in ("collections", "items", "vectors", "tombstones"):
         query = f"SELECT count(*) FROM {table} WHERE seq > ?"

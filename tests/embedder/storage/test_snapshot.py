@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from embedder.search import accelerators
 from embedder.search.accelerators import KINDS, LEAST
 from embedder.search.index import Frozen, IndexOptions, VectorIndex
-from embedder.storage import files, snapshot
+from embedder.storage import snapshot
 from embedder.storage.backup import back_up
-from embedder.storage.files import HashedFile
 from embedder.storage.snapshot import Snapshots
 from embedder.storage.store import FILE, CollectionRow
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.vectors import to_block
+from serving import files
+from serving.files import HashedFile
 
 COUNT = LEAST
 """Enough for an accelerator."""
