@@ -1,4 +1,5 @@
-"""`python -m predictor`: serves; or trains, evaluates and registers versions."""
+"""`python -m predictor`: serves; or trains, evaluates and registers versions; or verifies, backs up
+and restores a data directory."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from predictor.learning import commands
 
         return commands.main(arguments)
+    if arguments and arguments[0] in ("verify", "backup", "restore"):
+        from predictor import commands as keeping
+
+        return keeping.main(arguments)
     from predictor import application
 
     return application.main(arguments)

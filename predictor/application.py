@@ -26,6 +26,7 @@ from predictor.embedder import Embedder
 from predictor.events import EventStore
 from predictor.prediction import Predictor
 from predictor.processes import Presence
+from predictor.retention import Retention
 from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PROGRAM, PredictorSettings
@@ -61,13 +62,20 @@ async def application(
         models = Models(db, settings.data_dir, embedder, presence)
         stack.push_async_callback(models.close)
         texts = BehaviorTexts(db, embedder, presence)
+        retention = Retention(db, presence, settings.retention_days, settings.retention)
         retrieval = Retrieval(embedder, settings.embedder_deadline_ms / 1_000)
         predictor = Predictor(store, models, retrieval, settings.history_events)
         stack.callback(predictor.close)
         await embedder.probe()
         await models.swap()
         await stack.enter_async_context(
-            _background(lambda: presence.run(models.look), models.run, texts.run, embedder.run)
+            _background(
+                lambda: presence.run(models.look),
+                models.run,
+                texts.run,
+                embedder.run,
+                retention.run,
+            )
         )
 
         def add_servicers(server: grpc.aio.Server) -> Sequence[str]:
@@ -87,11 +95,13 @@ async def application(
                 )
             ]
 
-        registry.register(State(_readings(store, models, embedder)))
+        registry.register(State(_readings(store, models, embedder, retention)))
         yield add_servicers
 
 
-def _readings(store: EventStore, models: Models, embedder: Embedder) -> list[Reading]:
+def _readings(
+    store: EventStore, models: Models, embedder: Embedder, retention: Retention
+) -> list[Reading]:
     """What the service's page of metrics says of its state."""
 
     def active() -> dict[str, float]:
@@ -109,6 +119,13 @@ def _readings(store: EventStore, models: Models, embedder: Embedder) -> list[Rea
             "foretell_embedder_available",
             "Whether the embedder answered lately.",
             lambda: float(embedder.available),
+        ),
+        Reading(
+            "foretell_events_expired_total",
+            "Events deleted because they were older than their type is kept.",
+            lambda: dict(retention.deleted),
+            label="behavior_type",
+            counts=True,
         ),
         Reading("foretell_model_info", "The active model's version.", active, label="version"),
     ]

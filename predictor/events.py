@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS events (
     attributes TEXT
 );
 CREATE INDEX IF NOT EXISTS events_of_user ON events (user, time, event);
+CREATE INDEX IF NOT EXISTS events_of_type ON events (type, time);
 CREATE UNIQUE INDEX IF NOT EXISTS events_event_id ON events (event_id) WHERE event_id IS NOT NULL;
 """
 

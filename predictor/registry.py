@@ -123,7 +123,7 @@ def register(db: Database, data_dir: Path, directory: Path) -> str:
                 field="version",
             )
         return config.version
-    _copy(directory, models_dir(data_dir) / config.version)
+    copy(directory, models_dir(data_dir) / config.version)
     model = {
         "model_type": config.network.model_type,
         "behavior_types": list(config.behavior_types),
@@ -139,7 +139,7 @@ def register(db: Database, data_dir: Path, directory: Path) -> str:
     return config.version
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
     """Copies a directory durably; it appears whole or not at all.
 
     What is there without a row is left from a registration that was cut off, and replaced.
@@ -195,6 +195,11 @@ def page(
     models = [_read(row) for row in rows[:size]]
     last = models[-1] if len(rows) > size else None
     return models, (last.registered_us, last.version) if last else None
+
+
+def files(connection: sqlite3.Connection) -> dict[str, str]:
+    """All versions, with the sha256 of their files in JSON."""
+    return dict(connection.execute("SELECT version, files FROM models"))
 
 
 def get(connection: sqlite3.Connection, version: str) -> RegisteredModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -46,6 +47,11 @@ class PredictorSettings(ServiceSettings):
     silent for five times as long counts as gone. Processes on one data_dir need the same value."""
     history_events: int = Field(default=200, ge=1, le=5_000)
     """Latest events of a user that an answer without a model rests on."""
+    retention_days: int = Field(default=0, ge=0, le=36_500)
+    """Events older than this are deleted in the background; 0: kept for ever."""
+    retention: dict[str, Annotated[int, Field(ge=0, le=36_500)]] = Field(default={})
+    """Days of single behavior types, in place of retention_days: `--retention view=90`, repeated;
+    a table in TOML, JSON in the environment."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of the sequence model's forward pass. More of them help PredictMany only."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -26,6 +26,9 @@ from foretell.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+Migration: TypeAlias = Callable[[sqlite3.Connection], object]
+"""Brings a file from one schema version to the next, within a transaction."""
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -70,10 +73,20 @@ class Database:
     and power loss. Several processes may open the same file.
 
     Raises:
-        FailedPreconditionError: the file is of another schema version, or no database.
+        FailedPreconditionError: the file is of a newer schema version, or no database.
     """
 
-    def __init__(self, path: Path, schema: str, version: int = 1) -> None:
+    def __init__(
+        self, path: Path, schema: str, version: int = 1, migrations: Sequence[Migration] = ()
+    ) -> None:
+        """Opens a file, and creates or migrates it where it must be.
+
+        Args:
+            path: the file.
+            schema: statements that may be repeated, each line's last ";" the end of one.
+            version: of this schema.
+            migrations: the first brings a file of version 0 to version 1, and so on.
+        """
         self.path = path
         self._local = threading.local()
         self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
@@ -82,7 +95,7 @@ class Database:
         self._connections: list[sqlite3.Connection] = []
         try:
             check_version(path, version)
-            self._open_schema(schema + _REQUESTS, version)
+            self._open_schema(schema + _REQUESTS, version, migrations)
         except BaseException:
             for connection in self._connections:
                 connection.close()
@@ -154,17 +167,38 @@ class Database:
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
-    def _open_schema(self, schema: str, version: int) -> None:
+    def _open_schema(self, schema: str, version: int, migrations: Sequence[Migration]) -> None:
+        """Migrates an old file and creates what is missing, in one transaction."""
         try:
             connection = self.connection()
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("BEGIN IMMEDIATE")
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and found < version:
+                self._migrate(connection, found, version, migrations)
             for statement in schema.split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={version}")
             connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             raise _bad(self.path, error) from error
+
+    def _migrate(
+        self,
+        connection: sqlite3.Connection,
+        found: int,
+        version: int,
+        migrations: Sequence[Migration],
+    ) -> None:
+        if len(migrations) < version:
+            raise FailedPreconditionError(
+                f"{self.path} has schema version {found}; this program reads {version}",
+                reason="SCHEMA_VERSION",
+            )
+        log.info("%s: from schema version %d to %d", self.path, found, version)
+        for migrate in migrations[found:version]:
+            migrate(connection)
 
     def _run(self) -> None:
         connection = self._connect()
@@ -241,10 +275,10 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def check_version(path: Path, version: int) -> None:
-    """Refuses a file of another schema version before anything in it changes.
+    """Refuses a file of a newer schema version before anything in it changes.
 
     Raises:
-        FailedPreconditionError: it is of another version, or no database.
+        FailedPreconditionError: it is of a newer version, or no database.
     """
     if not path.exists() or not path.stat().st_size:
         return
@@ -253,10 +287,10 @@ def check_version(path: Path, version: int) -> None:
             (found,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.DatabaseError as error:
         raise _bad(path, error) from error
-    if found not in (0, version):
-        newer = ", written by a newer program" if found > version else ""
+    if found > version:
         raise FailedPreconditionError(
-            f"{path} has schema version {found}{newer}; this program reads {version}",
+            f"{path} has schema version {found}, written by a newer program; "
+            f"this program reads {version}",
             reason="SCHEMA_VERSION",
         )
 
