@@ -3,7 +3,6 @@
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ database.Database(Path(sys.argv[1]), database.SCHEMA, 1, (killed,))
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Iterator[Path]:
+def old(tmp_path: Path) -> Path:
     """A data directory of version 0."""
     folder = tmp_path / "data"
     folder.mkdir()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ async def test_one_process_deletes_and_others_write_meanwhile(
 
         async def writing() -> None:
             for number in range(20):
-                await dbs[1].write(lambda c, n=number: ingest(c, [event(f"new {n}", "view", 0)]))
+                await dbs[1].write(partial(ingest, events=[event(f"new {number}", "view", 0)]))
 
         store = EventStore(dbs[0])
         running = [asyncio.create_task(task.run()) for task in tasks]
