@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 
 from bench.harness import Budget, Figures, finish, load, parser, say, versions
+from bench.restart import COLLECTION, COLS, accelerated
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.predictor.v1 import event_service_pb2 as event_pb
@@ -30,8 +31,8 @@ from serving.process import ServiceProcess, started
 EPILOG = """
 figures, all for a million more (disk: SQLite without its write-ahead log):
   embedder_bytes_per_million_items
-                        resident after a start: a collection of 384 dimensions, exact or accelerated
-                        as its size makes it, from its snapshot; files that it maps count
+                        resident after a start: a collection of 384 dimensions with its accelerator,
+                        from a snapshot
   embedder_filled_bytes_per_million_items
                         the same after they were written, before a new start
   embedder_disk_bytes_per_million_items, embedder_snapshot_bytes_per_million_items
@@ -44,17 +45,16 @@ figures, all for a million more (disk: SQLite without its write-ahead log):
                         growth of the resident set while they came
   predictor_bytes_per_million_items
                         a model's vectors of 64 dimensions in each predictor process
+  accelerated           1: the collection had its accelerator at both sizes; 0: out of budget
   measured_items, measured_events
                         N of the items and of the events
 """
 
 MILLION = 1_000_000
-COLS = 384
 DIMS = 64
 CALL_ROWS = 1_000
 PER_USER = 100
 ITEMS = 12_101
-COLLECTION = "bench"
 
 
 def main() -> int:
@@ -74,7 +74,7 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures |= _items(folder, args.items)
+        figures |= _items(folder, args.items, budget)
         say(f"{budget.spent:.0f} s")
         before = budget.spent
         figures |= _events(folder / "plain", args.events, ids=False)
@@ -90,20 +90,23 @@ def main() -> int:
     return 0
 
 
-def _items(folder: Path, count: int) -> Figures:
+def _items(folder: Path, count: int, budget: Budget) -> Figures:
     """A vector collection of the embedder."""
     data = folder / "embedder"
-    filled, again, disk, kept = [], [], [], []
+    filled, again, disk, kept, done = [], [], [], [], []
     for begin, end in ((0, count // 2), (count // 2, count)):
         with _service("embedder", data) as service:
             with grpc.insecure_channel(service.address) as channel:
-                _put(rpc.EmbedderServiceStub(channel), begin, end)
+                stub = rpc.EmbedderServiceStub(channel)
+                _put(stub, begin, end)
+                done.append(accelerated(stub, end, budget))
             filled.append(_rss(service))
         disk.append(_bytes(data, "*.sqlite"))
         kept.append(_bytes(data / "snapshots", "**/*"))
         with _service("embedder", data) as service:
             again.append(_rss(service))
     return {
+        "accelerated": int(all(done)),
         "embedder_bytes_per_million_items": _slope(again, count),
         "embedder_filled_bytes_per_million_items": _slope(filled, count),
         "embedder_disk_bytes_per_million_items": _slope(disk, count),

@@ -91,7 +91,7 @@ def _measure(folder: Path, rows: int, threads: int, budget: Budget) -> Figures:
             took = pool.submit(_fill, server.address, rows).result()
         figures["item_writes_s"] = rows / took
         say(f"{rows:,} vectors in {took:.1f} s: {rows / took:,.0f}/s")
-        figures[f"{size}_accelerated"] = int(_accelerated(stub, rows, budget))
+        figures[f"{size}_accelerated"] = int(accelerated(stub, rows, budget))
     database = sum(path.stat().st_size for path in data.glob("embedder.sqlite*"))
     figures[f"{size}_sqlite_bytes_per_vector"] = database / rows
     snapshots = data / "snapshots"
@@ -179,7 +179,7 @@ def _vectors(rng: np.random.Generator, centers: Vectors, count: int) -> Vectors:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-def _accelerated(stub: rpc.EmbedderServiceStub, rows: int, budget: Budget) -> bool:
+def accelerated(stub: rpc.EmbedderServiceStub, rows: int, budget: Budget) -> bool:
     """Waits until the collection has its accelerator, or half of the budget is spent."""
     while budget.spent < budget.seconds / 2:
         for one in stub.ListCollections(pb.ListCollectionsRequest()).collections:
