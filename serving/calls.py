@@ -37,7 +37,7 @@ class Call:
         context: gRPC's; once the call has ended it may not be asked for the peer, nor for the time
             that remains.
         peer: the caller's address.
-        deadline_s: the time that it had when it came, in seconds; None of one that may take for ever.
+        deadline_s: seconds that it had when it came; None of one that may take for ever.
         began: when it arrived (`time.perf_counter`).
         streaming: whether its answer is a stream.
         request: the message, once it is parsed; None of a malformed one or a stream of them.

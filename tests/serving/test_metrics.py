@@ -19,15 +19,25 @@ from serving.process import ServiceProcess, started
 LABELS = {"grpc_type": "unary", "grpc_service": "a.v1.B", "grpc_method": "Do"}
 
 
+class Context:
+    """Of a call that nobody sent."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def time_remaining(self) -> None:
+        return None
+
+
 def test_calls_are_counted_by_method_and_code_and_measured() -> None:
     registry = CollectorRegistry()
     metrics = CallMetrics(registry)
     for code in (grpc.StatusCode.OK, grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED):
-        call = Call("/a.v1.B/Do", cast("Any", None), streaming=False)
+        call = Call("/a.v1.B/Do", cast("Any", Context()), streaming=False)
         metrics.begin(call)
         call.code = code
         metrics.end(call)
-    metrics.begin(Call("/a.v1.B/Do", cast("Any", None), streaming=False))
+    metrics.begin(Call("/a.v1.B/Do", cast("Any", Context()), streaming=False))
 
     assert registry.get_sample_value("grpc_server_started_total", LABELS) == 4
     for code_name, count in (("OK", 2), ("DeadlineExceeded", 1)):
