@@ -92,7 +92,9 @@ class Outcome:
     def figures(self) -> Figures:
         """For the JSON line."""
         growth = {name: size - self.warm_mb[name] for name, size in self.rss_mb.items()}
-        most = max(growth, key=lambda name: growth[name], default=None)  # none: it crashed at once
+        # Nothing, if a service crashed at once.
+        memory = [(grown, self.rss_mb[name]) for name, grown in growth.items()]
+        names = ("rss_growth_mb", "rss_mb")
         return {
             "requests": self.requests,
             "internal": self.codes["INTERNAL"],
@@ -100,7 +102,7 @@ class Outcome:
             "crashes": self.crashes,
             "unanswered": self.unanswered,
             "data_changed": self.data_changed,
-            **({} if most is None else {"rss_growth_mb": growth[most], "rss_mb": self.rss_mb[most]}),
+            **dict(zip(names, max(memory, default=()), strict=False)),
             "internal_by_core": self.by_core,
             **{f"codes_{code.lower()}": number for code, number in sorted(self.codes.items())},
         }
