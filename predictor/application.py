@@ -12,7 +12,7 @@ import grpc
 import torch
 from prometheus_client import CollectorRegistry
 
-from foretell.errors import FailedPreconditionError, InvalidArgumentError
+from foretell.errors import ForetellError
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
 from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
     log.info("settings: %s", settings.describe())
     try:
         run_to_end(_serve(settings))
-    except (FailedPreconditionError, InvalidArgumentError) as error:
+    except ForetellError as error:  # of the settings, the data directory, the disk
         sys.stderr.write(f"{PROGRAM}: {error.message}\n")
         return 2
     except OSError as error:

@@ -80,8 +80,14 @@ class Presence:
         await self.beat()
 
     async def leave(self) -> None:
-        """Removes this process's row and leases: others need not wait for them to expire."""
-        await self._db.write(self._leave)
+        """Removes this process's row and leases: others need not wait for them to expire.
+
+        Where the disk does not take that, they expire: it is no reason to end badly.
+        """
+        try:
+            await self._db.write(self._leave)
+        except ForetellError as error:
+            log.warning("this process's leases are left to expire: %s", error.message)
 
     async def hold(self, lease: str) -> bool:
         """Takes a lease, if it is free or this process's already; whether it has it now."""

@@ -1,9 +1,13 @@
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from foretell.errors import ResourceExhaustedError
+from predictor import application
 from predictor.database import open_database
 from predictor.processes import MISSED, Presence
 from serving.database import Database
@@ -75,3 +79,28 @@ async def test_who_lives_and_which_activation_it_has_followed(
     assert two.live() == one.live()
     await one.leave()
     assert [process.name for process in two.live()] == [two.name]
+
+
+async def test_where_the_database_is_held_leases_are_left_to_expire(
+    databases: tuple[Database, Database], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = (Presence(db, 60.0) for db in databases)
+    assert await one.hold("work")
+    await databases[0].write(lambda connection: connection.execute("PRAGMA busy_timeout=1"))
+    holder = sqlite3.connect(databases[0].path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    await one.leave()
+    holder.close()
+    assert "another process holds the database" in caplog.text
+    assert not await two.hold("work")
+
+
+def test_a_full_disk_at_the_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(data_dir: Path) -> NoReturn:
+        raise ResourceExhaustedError("the database cannot be written", reason="DISK_FULL")
+
+    monkeypatch.setattr(application, "open_database", full)
+    assert application.main(["--data-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "predictor: the database cannot be written"
