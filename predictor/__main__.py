@@ -19,9 +19,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from predictor import commands as keeping
 
         return keeping.main(arguments)
-    from predictor import application
+    return _serve(arguments)
 
-    return application.main(arguments)
+
+def _serve(arguments: Sequence[str]) -> int:
+    """Serves in this process, or supervises those that do; exit status 2 where it cannot start."""
+    from predictor.settings import PROGRAM, PredictorSettings
+    from serving import logs, settings, supervisor
+
+    if arguments and arguments[0] == supervisor.WORKER:
+        from predictor import application
+
+        given = supervisor.worker_settings(PredictorSettings, arguments[1:])
+        return application.run(given, share_port=True)
+    loaded = settings.load(PredictorSettings, arguments, PROGRAM)
+    if loaded.processes == 1:
+        from predictor import application
+
+        return application.run(loaded)
+    logs.configure(PROGRAM, loaded.log_format)
+    try:
+        return supervisor.supervise(PROGRAM, loaded, loaded.processes)
+    except OSError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return 2
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PROGRAM, PredictorSettings
 from serving import logs
-from serving import settings as service_settings
 from serving.metrics import Reading, State
 from serving.server import Register, run_to_end, serve
 
@@ -153,19 +152,18 @@ async def _restarted(run: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(RESTART_S)
 
 
-async def _serve(settings: PredictorSettings) -> None:
+async def _serve(settings: PredictorSettings, share_port: bool) -> None:
     registry = CollectorRegistry()
     async with application(settings, registry) as add_servicers:
-        await serve(PROGRAM, settings, add_servicers, registry=registry)
+        await serve(PROGRAM, settings, add_servicers, registry=registry, share_port=share_port)
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(settings: PredictorSettings, share_port: bool = False) -> int:
     """Exit status 0 after SIGTERM or SIGINT; 2 and one line where it cannot start."""
-    settings = service_settings.load(PredictorSettings, arguments, PROGRAM)
     logs.configure(PROGRAM, settings.log_format)
     log.info("settings: %s", settings.describe())
     try:
-        run_to_end(_serve(settings))
+        run_to_end(_serve(settings, share_port))
     except ForetellError as error:  # of the settings, the data directory, the disk
         sys.stderr.write(f"{PROGRAM}: {error.message}\n")
         return 2

@@ -1,4 +1,8 @@
-"""Which predictor processes live on this database, and what each of them has taken on."""
+"""Which predictor processes live on this database, and what each of them has taken on.
+
+Times are of the clock that counts from the machine's start, sleep included, which nobody sets; a
+process's name begins with the id of that start, so that rows from before it count for nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from foretell.errors import ForetellError
 from serving.database import Database
@@ -33,6 +38,17 @@ CREATE TABLE IF NOT EXISTS leases (
 MISSED = 5
 """Heartbeats that a process may miss before it counts as gone."""
 
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The same for all processes of a machine; Linux has the first."""
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Linux's id of the machine's start."""
+
+
+def boot_id() -> str:
+    """Id of the machine's start; "0" where the system tells none."""
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else "0"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -55,7 +71,9 @@ class Presence:
     def __init__(self, db: Database, heartbeat_s: float) -> None:
         self._db = db
         self.heartbeat_s = heartbeat_s
-        self.name = f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}"
+        boot = boot_id()
+        self.name = f"{boot}:{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._this_boot = f"{boot}:*"
         self._generation = 0
         self._note = ""
         self._held: dict[str, float] = {}
@@ -92,7 +110,7 @@ class Presence:
     async def hold(self, lease: str) -> bool:
         """Takes a lease, if it is free or this process's already; whether it has it now."""
         # One that the heartbeat has just renewed needs no write.
-        if self._held.get(lease, 0.0) > time.time() + self._expiry_s / 2:
+        if self._held.get(lease, 0.0) > _now() + self._expiry_s / 2:
             return True
         return await self._db.write(lambda connection: self._take(connection, lease))
 
@@ -104,8 +122,8 @@ class Presence:
         """Processes whose heartbeat was seen lately, this one included."""
         rows = self._db.connection().execute(
             "SELECT process, generation, note FROM processes WHERE heartbeat_at > ?"
-            " ORDER BY process",
-            (time.time() - self._expiry_s,),
+            " AND process GLOB ? ORDER BY process",
+            (_now() - self._expiry_s, self._this_boot),
         )
         return [Process(*row) for row in rows]
 
@@ -114,28 +132,29 @@ class Presence:
         return MISSED * self.heartbeat_s
 
     def _beat(self, connection: sqlite3.Connection) -> None:
-        now = time.time()
+        now = _now()
         connection.execute(
             "INSERT OR REPLACE INTO processes VALUES (?, ?, ?, ?)",
             (self.name, now, self._generation, self._note),
         )
         connection.execute(
-            "DELETE FROM processes WHERE heartbeat_at < ?", (now - 100 * self._expiry_s,)
+            "DELETE FROM processes WHERE heartbeat_at < ? OR process NOT GLOB ?",
+            (now - 100 * self._expiry_s, self._this_boot),
         )
         for lease in tuple(self._held):
             self._take(connection, lease)
 
     def _take(self, connection: sqlite3.Connection, lease: str) -> bool:
         """Takes or renews it; runs in the database's writer thread only."""
-        now = time.time()
+        now = _now()
         taken = connection.execute(
             """
             INSERT INTO leases VALUES (?, ?, ?)
             ON CONFLICT (name) DO UPDATE SET holder = excluded.holder,
                 expires_at = excluded.expires_at
-            WHERE holder = excluded.holder OR expires_at < ?
+            WHERE holder = excluded.holder OR expires_at < ? OR holder NOT GLOB ?
             """,
-            (lease, self.name, now + self._expiry_s, now),
+            (lease, self.name, now + self._expiry_s, now, self._this_boot),
         )
         if taken.rowcount > 0:
             self._held[lease] = now + self._expiry_s
@@ -150,3 +169,8 @@ class Presence:
     def _leave(self, connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM processes WHERE process = ?", (self.name,))
         connection.execute("DELETE FROM leases WHERE holder = ?", (self.name,))
+
+
+def _now() -> float:
+    """Seconds since the machine's start."""
+    return time.clock_gettime(CLOCK)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from foretell._security import Security
@@ -24,6 +24,9 @@ class PredictorSettings(ServiceSettings):
 
     port: int = Field(default=50_052, ge=0, le=65_535)
     """Port to listen on; 0: any free one, printed once the service is ready."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that serve behind the one port (Linux). A dead one is replaced. Limits and rates
+    count in each; metrics are on metrics_port and the ports after it."""
     data_dir: Path = Path("data/predictor")
     """Events and registered models. Several predictors on one host may share it."""
     embedder: str = "127.0.0.1:50051"
@@ -54,6 +57,12 @@ class PredictorSettings(ServiceSettings):
     a table in TOML, JSON in the environment."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of the sequence model's forward pass. More of them help PredictMany only."""
+
+    @model_validator(mode="after")
+    def _ports_exist(self) -> Self:
+        if self.metrics_port + self.processes - 1 > 65_535:
+            raise ValueError("metrics_port: there are not as many ports after it as processes")
+        return self
 
     @property
     def embedder_security(self) -> Security:

@@ -42,8 +42,6 @@ client's own. A stream begins anew, with the certificates and the token of then.
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
-    # A second server on a taken port must fail, not share its connections.
-    ("grpc.so_reuseport", 0),
     # Clients ping idle connections every 30 s; the default of 5 minutes would call that abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -81,11 +79,13 @@ async def running(
     register: Register,
     end_streams: Callable[[], None] | None = None,
     registry: CollectorRegistry | None = None,
+    share_port: bool = False,
 ) -> AsyncIterator[str]:
     """Serves while the block runs, and gives the address; health says SERVING in it.
 
     At the end: NOT_SERVING, `drain_s` later new calls are refused, `end_streams` is called (to end
-    calls that would go on for ever), calls in flight get `grace_s`.
+    calls that would go on for ever), calls in flight get `grace_s`. With `share_port` other
+    processes may listen on the same port; see serving/supervisor.py.
 
     Raises:
         OSError: the port is taken or the address is none of this machine's.
@@ -100,6 +100,8 @@ async def running(
         interceptors=[CallInterceptor([*observing, *security.stages(settings)])],
         options=[
             *OPTIONS,
+            # Else a second server on a taken port must fail, not share its connections.
+            ("grpc.so_reuseport", int(share_port)),
             ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1_000)),
             ("grpc.max_connection_age_grace_ms", AGE_GRACE_S * 1_000),
         ],
@@ -141,6 +143,7 @@ async def serve(
     register: Register,
     end_streams: Callable[[], None] | None = None,
     registry: CollectorRegistry | None = None,
+    share_port: bool = False,
 ) -> None:
     """Serves until SIGTERM or SIGINT; the registry's metrics too, and those of calls and process.
 
@@ -154,7 +157,7 @@ async def serve(
     registry = registry or CollectorRegistry()
     ProcessCollector(registry=registry)
     async with (
-        running(settings, register, end_streams, registry) as address,
+        running(settings, register, end_streams, registry, share_port) as address,
         metrics_page(settings, registry),
     ):
         _spare_the_collector()

@@ -7,7 +7,8 @@ from typing import NoReturn
 import pytest
 
 from foretell.errors import ResourceExhaustedError
-from predictor import application
+from predictor import application, processes
+from predictor.__main__ import main
 from predictor.database import open_database
 from predictor.processes import MISSED, Presence
 from serving.database import Database
@@ -47,11 +48,11 @@ async def test_a_lease_outlives_its_holder_for_a_few_heartbeats(
     one, two = (Presence(db, HEARTBEAT_S) for db in databases)
     await one.beat()
     assert await one.hold("work")
-    expiry = time.time() + MISSED * HEARTBEAT_S
+    expiry = time.monotonic() + MISSED * HEARTBEAT_S
     taken = 0.0
     while not taken:  # the first one is silent from now on
         if await two.hold("work"):
-            taken = time.time()
+            taken = time.monotonic()
     assert taken >= expiry - 0.05
     assert not await one.hold("work")  # it comes back and sees that it has lost it
     await one.beat()
@@ -66,6 +67,36 @@ async def test_the_heartbeat_renews_leases(databases: tuple[Database, Database])
     while time.monotonic() < end:
         await one.beat()
         assert not await two.hold("work")
+
+
+@pytest.mark.parametrize("jump_s", [86_400, -86_400])
+async def test_a_clock_that_jumps_changes_nothing(
+    databases: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    one, two = (Presence(db, 60.0) for db in databases)
+    await one.report(1)
+    assert await one.hold("work")
+    before, before_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: before() + jump_s)
+    monkeypatch.setattr(time, "time_ns", lambda: before_ns() + jump_s * 10**9)
+    await two.report(1)
+    assert not await two.hold("work")
+    assert {process.name for process in two.live()} == {one.name, two.name}
+    await one.beat()
+    assert await one.hold("work")
+
+
+async def test_rows_from_before_the_machines_start_count_for_nothing(
+    databases: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Presence(databases[0], 60.0)
+    await one.report(1)
+    assert await one.hold("work")
+    monkeypatch.setattr(processes, "boot_id", lambda: "another")
+    two = Presence(databases[1], 60.0)
+    await two.report(1)
+    assert await two.hold("work")
+    assert [process.name for process in two.live()] == [two.name]
 
 
 async def test_who_lives_and_which_activation_it_has_followed(
@@ -102,5 +133,5 @@ def test_a_full_disk_at_the_start_is_one_line(
         raise ResourceExhaustedError("the database cannot be written", reason="DISK_FULL")
 
     monkeypatch.setattr(application, "open_database", full)
-    assert application.main(["--data-dir", str(tmp_path)]) == 2
+    assert main(["--data-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "predictor: the database cannot be written"
