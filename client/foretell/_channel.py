@@ -102,8 +102,10 @@ class ClientSettings:
             ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
-            # A service that comes back is found soon; the default waits up to two minutes.
-            ("grpc.max_reconnect_backoff_ms", 5_000),
+            # A service that comes back is found while a call is still being tried again (1.2 s and
+            # more), so that of two that are restarted in turn one always is; the default waits up to
+            # two minutes.
+            ("grpc.max_reconnect_backoff_ms", 1_000),
             *self.security.options,
         ]
 
