@@ -30,6 +30,7 @@ from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError, InvalidArgumentError
 from foretell.vectors import Vectors, to_block
+from serving import tracing
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -114,7 +115,8 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             request.texts, lambda text, index: checks.text(text, f"texts[{index}]")
         )
         texts = [request.texts[index] for index in good]
-        encoded = await self._texts.encode(texts, _deadline(context))
+        with tracing.span("encode"):
+            encoded = await self._texts.encode(texts, _deadline(context))
         vectors = np.zeros((len(request.texts), cols), np.float32)
         if good:
             vectors[good] = await _in_space(collection, encoded.vectors, texts)
@@ -173,13 +175,14 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         filters = await filters_of(request, count, collection, self._kept.collections)
         queries = await self._queries(request, collection, _deadline(context))
         searching = time.perf_counter()
-        hits = await self._searches.search(
-            collection.index,
-            queries.vectors,
-            k,
-            filters,
-            include_vectors=request.include_vectors,
-        )
+        with tracing.span("search"):
+            hits = await self._searches.search(
+                collection.index,
+                queries.vectors,
+                k,
+                filters,
+                include_vectors=request.include_vectors,
+            )
         failed = {failure.index for failure in queries.failures}
         response = pb.SearchResponse(
             failures=queries.failures,
@@ -301,7 +304,8 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             texts, lambda text, index: checks.text(text, f"texts.texts[{index}]")
         )
         good_texts = [texts[index] for index in good]
-        encoded: Encoded = await self._texts.encode(good_texts, deadline)
+        with tracing.span("encode"):
+            encoded: Encoded = await self._texts.encode(good_texts, deadline)
         vectors = await _in_space(collection, encoded.vectors, good_texts)
         return _queries(collection, len(texts), good, vectors, failures, encoded.timing)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from typing import Generic, TypeVar
 
 from foretell.errors import ForetellError
+from serving import tracing
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -30,7 +32,7 @@ class Batcher(Generic[Q, R]):
         self._run = run
         self._size = size
         self._free = concurrent
-        self._waiting: list[tuple[Q, asyncio.Future[R]]] = []
+        self._waiting: list[tuple[Q, asyncio.Future[R], Context]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def submit(self, element: Q) -> R:
@@ -41,7 +43,7 @@ class Batcher(Generic[Q, R]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        self._waiting.append((element, future))
+        self._waiting.append((element, future, copy_context()))
         if self._free:
             # Not at once: what else this turn of the loop brings comes along.
             loop.call_soon(self._start)
@@ -51,10 +53,14 @@ class Batcher(Generic[Q, R]):
         while self._free and self._waiting:
             batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
             # Who has left (deadline, cancellation) costs nothing more.
-            batch = [(element, future) for element, future in batch if not future.done()]
+            batch = [one for one in batch if not one[1].done()]
             if batch:
                 self._free -= 1
-                task = asyncio.get_running_loop().create_task(self._serve(batch))
+                context = tracing.chosen([context for _, _, context in batch])
+                task = asyncio.get_running_loop().create_task(
+                    self._serve([(element, future) for element, future, _ in batch]),
+                    context=context,
+                )
                 self._tasks.add(task)  # the loop itself keeps no reference
                 task.add_done_callback(self._tasks.discard)
 

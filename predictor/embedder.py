@@ -20,6 +20,7 @@ from foretell.errors import (
     UnavailableError,
     from_rpc_error,
 )
+from serving import tracing
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +127,13 @@ class Embedder:
         wait_for_ready: bool,
     ) -> R:
         try:
-            response = await method(
-                request,
-                timeout=timeout_s,
-                wait_for_ready=wait_for_ready,
-                metadata=self._metadata(),
-            )
+            with tracing.span("embedder", client=True):
+                response = await method(
+                    request,
+                    timeout=timeout_s,
+                    wait_for_ready=wait_for_ready,
+                    metadata=(*self._metadata(), *tracing.outgoing()),
+                )
         except grpc.aio.AioRpcError as error:
             raise self._noted(from_rpc_error(error)) from None
         self._seen()

@@ -28,6 +28,7 @@ from predictor.ranking import Ranked, RankRequest, item_types, rank_batch
 from predictor.reading import Reading, Request, read_batch
 from predictor.retrieval import Retrieval, VectorSearch
 from predictor.selection import Selection
+from serving import tracing
 
 log = logging.getLogger(__name__)
 
@@ -98,16 +99,17 @@ class Predictor:
         served, patience = self._models.served, Patience(deadline)
         text_vectors = await self._inline_vectors(served, query, patience)
         submitted = time.perf_counter_ns()
-        reading = await self._reader.submit(
-            Request(
-                served,
-                query.user_id,
-                query.history,
-                text_vectors,
-                _repeats_excluded(query, served),
-                self._history_events,
+        with tracing.span("read and forward"):
+            reading = await self._reader.submit(
+                Request(
+                    served,
+                    query.user_id,
+                    query.history,
+                    text_vectors,
+                    _repeats_excluded(query, served),
+                    self._history_events,
+                )
             )
-        )
         waited_us = (time.perf_counter_ns() - submitted) // 1_000 - reading.worked_us
         timings = common_pb2.Timings(queue_us=max(0, waited_us), forward_us=reading.forward_us)
         prediction = pb.Prediction(
@@ -227,9 +229,10 @@ class Predictor:
         # What does not fit into the call's filter is left out afterwards.
         sent, rest = deny[: limits.FILTER_IDS], deny[limits.FILTER_IDS :]
         k = min(limits.K, max(served.asked_for(selection.k), selection.k) + len(rest))
-        hits = await self._retrieval.search(
-            VectorSearch(served.items.collection, reading.query, k, selection.allow or (), sent)
-        )
+        with tracing.span("search"):
+            hits = await self._retrieval.search(
+                VectorSearch(served.items.collection, reading.query, k, selection.allow or (), sent)
+            )
         answering.timings.search_us = hits.search_us
         found = Ranked(hits.ids, hits.scores)
         if rest:  # denied ids that were too many for the filter do not belong to the candidates
@@ -252,17 +255,18 @@ class Predictor:
         """The second stage: what Search found, and what the ranker adds, in its order."""
         begin = time.perf_counter_ns()
         assert answering.reading.query is not None
-        ranked = await self._ranker.submit(
-            RankRequest(
-                served,
-                answering.reading.history,
-                answering.reading.query,
-                dict(zip(found.ids, found.scores.tolist(), strict=True)),
-                selection.allow is None,
-                not _repeats_excluded(answering.query, served),
-                selection.deny,
+        with tracing.span("rank"):
+            ranked = await self._ranker.submit(
+                RankRequest(
+                    served,
+                    answering.reading.history,
+                    answering.reading.query,
+                    dict(zip(found.ids, found.scores.tolist(), strict=True)),
+                    selection.allow is None,
+                    not _repeats_excluded(answering.query, served),
+                    selection.deny,
+                )
             )
-        )
         answering.timings.forward_us += (time.perf_counter_ns() - begin) // 1_000
         return ranked
 

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from foretell import limits
-from serving import security
+from serving import security, tracing
 from serving.calls import CallInterceptor, Stage
 from serving.logs import CallLog
 from serving.metrics import CallMetrics, metrics_page
@@ -80,12 +80,14 @@ async def running(
     end_streams: Callable[[], None] | None = None,
     registry: CollectorRegistry | None = None,
     share_port: bool = False,
+    outermost: Sequence[Stage] = (),
 ) -> AsyncIterator[str]:
     """Serves while the block runs, and gives the address; health says SERVING in it.
 
     At the end: NOT_SERVING, `drain_s` later new calls are refused, `end_streams` is called (to end
     calls that would go on for ever), calls in flight get `grace_s`. With `share_port` other
-    processes may listen on the same port; see serving/supervisor.py.
+    processes may listen on the same port; see serving/supervisor.py. Calls pass the stages
+    `outermost` first.
 
     Raises:
         OSError: the port is taken or the address is none of this machine's.
@@ -95,7 +97,7 @@ async def running(
     security.check_binding(settings)
     credentials = security.server_credentials(settings)
     registry = registry or CollectorRegistry()
-    observing: list[Stage] = [CallMetrics(registry), CallLog()]
+    observing: list[Stage] = [*outermost, CallMetrics(registry), CallLog()]
     server = grpc.aio.server(
         interceptors=[CallInterceptor([*observing, *security.stages(settings)])],
         options=[
@@ -157,7 +159,8 @@ async def serve(
     registry = registry or CollectorRegistry()
     ProcessCollector(registry=registry)
     async with (
-        running(settings, register, end_streams, registry, share_port) as address,
+        tracing.stages(settings, program) as traced,
+        running(settings, register, end_streams, registry, share_port, traced) as address,
         metrics_page(settings, registry),
     ):
         _spare_the_collector()

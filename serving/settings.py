@@ -72,6 +72,11 @@ class ServiceSettings(BaseSettings):
     """Lines of the log on the standard error: json, text, or by whether that is a terminal."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Port of Prometheus's page /metrics, on the same address and without TLS or token; 0: none."""
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
+    """Where traces go: http://HOST:PORT, or https, of an OpenTelemetry collector (OTLP over gRPC);
+    empty: none are made. Needs the extra tracing."""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the calls that are traced, of those whose caller has not decided that."""
     reflection: bool = True
     """Answer the reflection service, which tells anybody the contracts."""
 
