@@ -22,6 +22,7 @@ from foretell._sync_client import Client
 from foretell.conditions import Condition, attribute
 from foretell.errors import ForetellError, UnavailableError
 from foretell.importing import EventReader, ItemReader, Reader
+from foretell.load_test import command as load_test
 from foretell.texts import number_of
 
 EMBEDDER = "127.0.0.1:50051"
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 good, 1 an error, 2 wrong usage (by argparse)."""
     options = _parser().parse_args(arguments)
     try:
-        settings = ClientSettings(security=_security(options))
+        options.settings = settings = ClientSettings(security=_security(options))
         with Client(
             options.embedder, options.predictor, settings=settings, timeout_s=options.timeout
         ) as client:
@@ -149,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("delete-user", "delete a user's events", _delete_user, "predictor")
     sub.add_argument("user", metavar="USER")
     command("info", "say what runs", _info, "")
+    load_test.add_arguments(command("load-test", load_test.HELP, load_test.run, ""))
     return parser
 
 
