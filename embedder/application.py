@@ -31,7 +31,7 @@ from embedder.storage.upkeep import Upkeep
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError
 from serving import cpus, logs, server
-from serving.metrics import Reading, State
+from serving.metrics import Batches, Reading, State
 from serving.settings import load
 
 log = logging.getLogger(PROGRAM)
@@ -81,6 +81,7 @@ async def run(settings: EmbedderSettings) -> None:
             "grpcio": grpc.__version__,
         },
     )
+    registry = CollectorRegistry()
     with contextlib.ExitStack() as resources:
         store: Store | None = None
         known: KnownTexts
@@ -95,7 +96,12 @@ async def run(settings: EmbedderSettings) -> None:
             )
         batcher = resources.enter_context(
             contextlib.closing(
-                Batcher(backend, tokenizer, max_queue_s=settings.max_queue_ms / 1_000)
+                Batcher(
+                    backend,
+                    tokenizer,
+                    max_queue_s=settings.max_queue_ms / 1_000,
+                    observe=Batches(registry, "encode", "a pass of the encoder", "texts", "tokens"),
+                )
             )
         )
         texts = TextCache(batcher, known, backend.cols, settings.memory_cache_bytes)
@@ -114,13 +120,13 @@ async def run(settings: EmbedderSettings) -> None:
                 max(2, threads), "search", faiss.omp_set_num_threads, initargs=(threads,)
             )
         )
-        service = EmbedderService(about, batcher, texts, collections, searching)
+        searches = Batches(registry, "search", "a search of an index", "queries")
+        service = EmbedderService(about, batcher, texts, collections, searching, searches)
 
         def register(grpc_server: grpc.aio.Server) -> Sequence[str]:
             rpc.add_EmbedderServiceServicer_to_server(service, grpc_server)
             return [NAME]
 
-        registry = CollectorRegistry()
         registry.register(State(_readings(batcher, texts, collections)))
         await server.serve(PROGRAM, settings, register, service.stop_watches, registry)
 
@@ -131,6 +137,10 @@ def _readings(batcher: Batcher, texts: TextCache, collections: Collections | Non
     def items() -> dict[str, float]:
         kept = [] if collections is None else collections.messages()
         return {one.name: one.items for one in kept}
+
+    def lag() -> dict[str, float]:
+        kept = [] if collections is None else collections.all()
+        return {one.row.name: one.index.lag for one in kept}
 
     return [
         Reading(
@@ -151,6 +161,12 @@ def _readings(batcher: Batcher, texts: TextCache, collections: Collections | Non
             lambda: batcher.waiting_texts,
         ),
         Reading("foretell_collection_items", "Items of a collection.", items, label="collection"),
+        Reading(
+            "foretell_index_lag_vectors",
+            "Vectors of a collection that its approximate index lacks as yet.",
+            lag,
+            label="collection",
+        ),
     ]
 
 

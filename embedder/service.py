@@ -31,6 +31,7 @@ from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError, InvalidArgumentError
 from foretell.vectors import Vectors, to_block
 from serving import tracing
+from serving.metrics import Observe, unobserved
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -89,12 +90,13 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         texts: TextCache,
         collections: Collections | None,
         searching: ThreadPoolExecutor,
+        observe_search: Observe = unobserved,
     ) -> None:
         self._about = about
         self._batcher = batcher
         self._texts = texts
         self._kept_or_none = None if collections is None else _Kept(collections, texts)
-        self._searches = SearchBatcher(searching)
+        self._searches = SearchBatcher(searching, observe_search)
 
     def stop_watches(self) -> None:
         """Ends all open WatchItems with UNAVAILABLE, so that the server can stop."""

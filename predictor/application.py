@@ -16,6 +16,7 @@ from foretell.errors import ForetellError
 from foretell.predictor.v1 import event_service_pb2, model_service_pb2, prediction_service_pb2
 from foretell.predictor.v1.event_service_pb2_grpc import add_EventServiceServicer_to_server
 from foretell.predictor.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
+from foretell.predictor.v1.prediction_service_pb2 import FallbackReason
 from foretell.predictor.v1.prediction_service_pb2_grpc import (
     add_PredictionServiceServicer_to_server,
 )
@@ -31,7 +32,7 @@ from predictor.retrieval import Retrieval
 from predictor.service import EventService, ModelService, PredictionService
 from predictor.settings import PROGRAM, PredictorSettings
 from serving import logs
-from serving.metrics import Reading, State
+from serving.metrics import Batches, Reading, State
 from serving.server import Register, run_to_end, serve
 
 log = logging.getLogger(PROGRAM)
@@ -63,7 +64,8 @@ async def application(
         texts = BehaviorTexts(db, embedder, presence)
         retention = Retention(db, presence, settings.retention_days, settings.retention)
         retrieval = Retrieval(embedder, settings.embedder_deadline_ms / 1_000)
-        predictor = Predictor(store, models, retrieval, settings.history_events)
+        passes = Batches(registry, "forward", "a pass of the sequence model", "queries")
+        predictor = Predictor(store, models, retrieval, settings.history_events, passes)
         stack.callback(predictor.close)
         await embedder.probe()
         await models.swap()
@@ -94,17 +96,29 @@ async def application(
                 )
             ]
 
-        registry.register(State(_readings(store, models, embedder, retention)))
+        registry.register(State(_readings(store, models, embedder, retention, texts, predictor)))
         yield add_servicers
 
 
 def _readings(
-    store: EventStore, models: Models, embedder: Embedder, retention: Retention
+    store: EventStore,
+    models: Models,
+    embedder: Embedder,
+    retention: Retention,
+    texts: BehaviorTexts,
+    predictor: Predictor,
 ) -> list[Reading]:
     """What the service's page of metrics says of its state."""
 
     def active() -> dict[str, float]:
         return {} if models.served is None else {models.served.name: 1.0}
+
+    def answered() -> dict[str, float]:
+        return {
+            reason.removeprefix("FALLBACK_REASON_").lower() if number else "none": count
+            for reason, number in FallbackReason.items()
+            for count in [predictor.answered[number]]
+        }
 
     return [
         Reading("foretell_events", "Events stored.", lambda: store.counts().events),
@@ -113,6 +127,18 @@ def _readings(
             "foretell_pending_texts",
             "Behavior texts without a vector.",
             lambda: store.counts().pending_texts,
+        ),
+        Reading(
+            "foretell_text_lag_seconds",
+            "For how long the oldest behavior text without a vector waits.",
+            texts.lag_s,
+        ),
+        Reading(
+            "foretell_predictions",
+            "Predictions by why the model did not make their items; none: it did.",
+            answered,
+            label="fallback_reason",
+            counts=True,
         ),
         Reading(
             "foretell_embedder_available",

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import sqlite3
+import time
 
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import ForetellError, from_status
@@ -59,10 +60,24 @@ class BehaviorTexts:
         self._embedder = embedder
         self._presence = presence
         self._changed = asyncio.Event()
+        self._oldest = (0, 0.0)
+        """The text that has waited longest, and since when that is known."""
 
     def changed(self) -> None:
         """Says that texts may have come or gone: they need not wait for the next look."""
         self._changed.set()
+
+    def lag_s(self) -> float:
+        """How long the text that has waited longest is known to wait, by calls of this method."""
+        (number,) = (
+            self._db.connection()
+            .execute("SELECT min(number) FROM texts WHERE state = 0 AND events > 0")
+            .fetchone()
+        )
+        now = time.monotonic()
+        if number != self._oldest[0]:
+            self._oldest = (number, now)
+        return 0.0 if number is None else now - self._oldest[1]
 
     async def run(self) -> None:
         """Works until it is cancelled."""

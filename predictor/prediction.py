@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from predictor.reading import Reading, Request, read_batch
 from predictor.retrieval import Retrieval, VectorSearch
 from predictor.selection import Selection
 from serving import tracing
+from serving.metrics import Observe, unobserved
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,11 @@ class Predictor:
         models: Models,
         retrieval: Retrieval,
         history_events: int,
+        observe: Observe = unobserved,
     ) -> None:
+        self.answered: Counter[pb.FallbackReason.ValueType] = Counter()
+        """Answers by why the model did not make their items."""
+        self._observe = observe
         self._store = store
         self._models = models
         self._retrieval = retrieval
@@ -126,6 +132,7 @@ class Predictor:
         )
         answering = _Answering(query, served, reading, prediction, timings, patience)
         await self._items(answering)
+        self.answered[prediction.fallback_reason] += 1
         timings.total_us = (time.perf_counter_ns() - begin) // 1_000
         return prediction, timings
 
@@ -135,9 +142,12 @@ class Predictor:
 
     async def _read(self, requests: Sequence[Request]) -> list[Reading | ForetellError]:
         loop = asyncio.get_running_loop()
-        return list(
-            await loop.run_in_executor(self._worker, partial(read_batch, self._store, requests))
-        )
+        work = partial(read_batch, self._store, requests)
+        readings = await loop.run_in_executor(self._worker, work)
+        forward_us = max(reading.forward_us for reading in readings)
+        if forward_us:  # there is a model
+            self._observe(forward_us / 1e6, len(readings))
+        return list(readings)
 
     async def _rank(self, requests: Sequence[RankRequest]) -> list[Ranked | ForetellError]:
         loop = asyncio.get_running_loop()

@@ -40,6 +40,7 @@ class Call:
         deadline_s: seconds that it had when it came; None of one that may take for ever.
         began: when it arrived (`time.perf_counter`).
         streaming: whether its answer is a stream.
+        reads_stream: whether what it is asked is one too.
         request: the message, once it is parsed; None of a malformed one or a stream of them.
         response: the answer; None of a failed call or a stream.
         code: how it ended.
@@ -59,16 +60,20 @@ class Call:
         "method",
         "notes",
         "peer",
+        "reads_stream",
         "reason",
         "request",
         "response",
         "streaming",
     )
 
-    def __init__(self, method: str, context: Context, streaming: bool) -> None:
+    def __init__(
+        self, method: str, context: Context, streaming: bool, reads_stream: bool = False
+    ) -> None:
         self.method = method
         self.context = context
         self.streaming = streaming
+        self.reads_stream = reads_stream
         self.began = time.perf_counter()
         self.peer: str = context.peer()
         self.deadline_s: float | None = context.time_remaining()
@@ -186,7 +191,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def served(
             data: bytes | AsyncIterator[bytes], context: Context
         ) -> AsyncIterator[Any]:
-            call = Call(method, context, streaming=True)
+            call = Call(method, context, True, reads_stream=not isinstance(data, bytes))
             try:
                 with self._passing(call):
                     request: Any

@@ -1,10 +1,12 @@
-"""Prometheus metrics of calls, under the names that go-grpc-prometheus gave them."""
+"""Prometheus metrics: of calls, by the names that go-grpc-prometheus gave them; of batches; of a
+service's state."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import grpc
@@ -73,7 +75,50 @@ class CallMetrics:
 
 def _labels(call: Call) -> tuple[str, str, str]:
     _, service, method = call.method.split("/")
-    return ("server_stream" if call.streaming else "unary", service, method)
+    kind = "bidi_stream" if call.reads_stream else "server_stream" if call.streaming else "unary"
+    return (kind, service, method)
+
+
+SIZES = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536)
+
+Observe = Callable[..., None]
+"""(seconds, *sizes): of a batch that is done."""
+
+
+def unobserved(seconds: float, *sizes: int) -> None:
+    """For a batcher that nobody watches."""
+
+
+class Batches:
+    """Histograms of work that several calls share: its seconds, and how much of it was done at
+    once. Implements `Observe`; any thread may call it.
+
+    Args:
+        registry: where the metrics are collected.
+        name: of the metrics, after `foretell_`.
+        text: what a batch is.
+        units: what its sizes count.
+    """
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, *units: str) -> None:
+        self._seconds = Histogram(
+            f"foretell_{name}_seconds", f"Seconds of {text}.", buckets=BUCKETS_S, registry=registry
+        )
+        self._sizes = [
+            Histogram(
+                f"foretell_{name}_batch_{unit}",
+                f"{unit.title()} of {text}.",
+                buckets=SIZES,
+                registry=registry,
+            )
+            for unit in units
+        ]
+
+    def __call__(self, seconds: float, *sizes: int) -> None:
+        """A batch is done."""
+        self._seconds.observe(seconds)
+        for histogram, size in zip(self._sizes, sizes, strict=True):
+            histogram.observe(size)
 
 
 class Reading(NamedTuple):
@@ -89,17 +134,22 @@ class Reading(NamedTuple):
 
 
 class State(Collector):
-    """Readings as metrics: what nobody asks for costs nothing."""
+    """Readings as metrics: what nobody asks for costs nothing.
+
+    They are read in one thread: the page has a new one for each request, and each thread that
+    reads a database has a connection to it.
+    """
 
     def __init__(self, readings: Iterable[Reading]) -> None:
         self._readings = tuple(readings)
+        self._thread = ThreadPoolExecutor(1, "metrics")
 
     def collect(self) -> Iterator[Metric]:
         """Reads all of them."""
-        for one in self._readings:
+        values = self._thread.submit(lambda: [one.read() for one in self._readings]).result()
+        for one, value in zip(self._readings, values, strict=True):
             kind = CounterMetricFamily if one.counts else GaugeMetricFamily
             family = kind(one.name, one.text, labels=[one.label] if one.label else [])
-            value = one.read()
             for label, number in value.items() if isinstance(value, dict) else [("", value)]:
                 family.add_metric([label] if one.label else [], number)
             yield family

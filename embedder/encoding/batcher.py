@@ -19,6 +19,7 @@ from embedder.encoding.encoder import Backend, TokenBatch
 from foretell.errors import ForetellError, UnavailableError
 from foretell.vectors import Vectors
 from serving.admission import Admission
+from serving.metrics import Observe, unobserved
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ class Batcher:
         backend: the network, called from a thread for each of its `workers`.
         tokenize: gives the token ids of some texts, called from one thread.
         max_queue_s: how long a call may wait for the texts of others; see Admission.
+        observe: is told of each forward pass: seconds, texts, tokens.
     """
 
     def __init__(
@@ -172,8 +174,10 @@ class Batcher:
         tokenize: Callable[[Sequence[str]], TokenBatch],
         *,
         max_queue_s: float = MAX_QUEUE_S,
+        observe: Observe = unobserved,
     ) -> None:
         self.texts_encoded = 0
+        self._observe = observe
         self._backend = backend
         self._tokenize = tokenize
         self.waiting_texts = 0
@@ -384,8 +388,10 @@ class Batcher:
         return shares
 
     def _encode(self, shares: list[_Share]) -> None:
+        started = time.perf_counter()
         try:
-            vectors = self._forward(_pack(shares))
+            batch = _pack(shares)
+            vectors = self._forward(batch)
         except Exception as error:
             log.exception("a forward pass failed")
             failed = {job for job, _ in shares}
@@ -394,6 +400,7 @@ class Batcher:
             _hand_back([(job, error) for job in failed])
             return
         now = time.perf_counter()
+        self._observe(now - started, len(vectors), int(batch.offsets[-1]))
         start = 0
         finished: list[_Outcome] = []
         with self._lock:

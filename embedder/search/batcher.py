@@ -7,6 +7,7 @@ far less time than one each. Nobody waits for company: an idle index starts at o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -19,6 +20,7 @@ from embedder.search.exact import Hits
 from embedder.search.index import VectorIndex
 from embedder.search.searcher import NO_FILTER, Filter
 from foretell.vectors import Vectors
+from serving.metrics import Observe, unobserved
 
 MOST_QUERIES = 256
 """Queries of several callers that are answered together: so many take a while."""
@@ -37,10 +39,16 @@ class _Job:
 
 
 class SearchBatcher:
-    """Runs searches in threads; for the event loop."""
+    """Runs searches in threads; for the event loop.
 
-    def __init__(self, executor: Executor) -> None:
+    Args:
+        executor: its threads.
+        observe: is told of each batch: seconds, queries.
+    """
+
+    def __init__(self, executor: Executor, observe: Observe = unobserved) -> None:
         self._executor = executor
+        self._observe = observe
         self._waiting: dict[VectorIndex, deque[_Job]] = {}
         """By index that is being searched."""
 
@@ -64,7 +72,9 @@ class SearchBatcher:
         return await answer
 
     def _start(self, index: VectorIndex, jobs: list[_Job]) -> None:
-        running = asyncio.get_running_loop().run_in_executor(self._executor, _search, index, jobs)
+        running = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._search, index, jobs
+        )
         running.add_done_callback(partial(self._finish, index, jobs))
 
     def _finish(
@@ -87,6 +97,19 @@ class SearchBatcher:
             else:
                 job.answer.set_result(done.result()[number])
 
+    def _search(self, index: VectorIndex, jobs: Sequence[_Job]) -> list[list[Hits]]:
+        """The answers of each job; called in a thread."""
+        started = time.perf_counter()
+        found = index.search(
+            np.concatenate([job.queries for job in jobs]),
+            np.repeat([job.k for job in jobs], [len(job.queries) for job in jobs]),
+            [one for job in jobs for one in job.filters],
+            include_vectors=jobs[0].include_vectors,
+        )
+        self._observe(time.perf_counter() - started, len(found))
+        hits = iter(found)
+        return [[next(hits) for _ in job.queries] for job in jobs]
+
 
 def _together(waiting: deque[_Job]) -> list[_Job]:
     """Takes the next jobs that can be answered together."""
@@ -98,16 +121,3 @@ def _together(waiting: deque[_Job]) -> list[_Job]:
             break
         jobs.append(waiting.popleft())
     return jobs
-
-
-def _search(index: VectorIndex, jobs: Sequence[_Job]) -> list[list[Hits]]:
-    """The answers of each job."""
-    hits = iter(
-        index.search(
-            np.concatenate([job.queries for job in jobs]),
-            np.repeat([job.k for job in jobs], [len(job.queries) for job in jobs]),
-            [one for job in jobs for one in job.filters],
-            include_vectors=jobs[0].include_vectors,
-        )
-    )
-    return [[next(hits) for _ in job.queries] for job in jobs]

@@ -135,6 +135,13 @@ class VectorIndex:
         return 0 if accelerator is None else accelerator.covered
 
     @property
+    def lag(self) -> int:
+        """Slots that wait for the accelerator; until it covers them they are searched exactly."""
+        if self._accelerator is None and self._options.accelerator(len(self)) is None:
+            return 0
+        return len(self._table) - self.covered
+
+    @property
     def recall(self) -> float | None:
         """Share of the 10 best that is found; None: not measured yet."""
         accelerator = self._accelerator

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ async def batcher(backend: FakeBackend) -> AsyncIterator[Batcher]:
 def make_batcher(backend: FakeBackend) -> Iterator[Callable[..., Batcher]]:
     with ExitStack() as stack:
 
-        def make(**options: float) -> Batcher:
+        def make(**options: Any) -> Batcher:
             made = Batcher(backend, tokenize, **options)
             stack.callback(made.close)
             return made

@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector_pb
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as collector_rpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-import foretell
 from foretell.errors import FailedPreconditionError
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.predictor.v1.prediction_service_pb2_grpc import PredictionServiceStub
@@ -30,66 +23,28 @@ from predictor.batching import Batcher
 from predictor.settings import PredictorSettings
 from serving import tracing
 from serving.calls import Call
-from serving.process import ServiceProcess, started
+
+if TYPE_CHECKING:
+    from tests.serving.conftest import Observed
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
 
 
-@dataclass
-class Collector(collector_rpc.TraceServiceServicer):
-    """What an OpenTelemetry collector is sent."""
-
-    address: str = ""
-    spans: list[tuple[str, Span]] = field(default_factory=list)
-    """By the name of the service."""
-    raw: bytes = b""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def Export(self, request: collector_pb.ExportTraceServiceRequest, context: Any) -> Any:
-        with self._lock:
-            self.raw += request.SerializeToString()
-            for one in request.resource_spans:
-                about = {pair.key: pair.value.string_value for pair in one.resource.attributes}
-                for scope in one.scope_spans:
-                    self.spans += [(about["service.name"], span) for span in scope.spans]
-        return collector_pb.ExportTraceServiceResponse()
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with ThreadPoolExecutor(4) as threads:
-        server = grpc.server(threads)
-        made = Collector()
-        collector_rpc.add_TraceServiceServicer_to_server(made, server)  # type: ignore[no-untyped-call]
-        made.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        server.start()
-        yield made
-        server.stop(None).wait()
-
-
-async def test_a_call_is_one_trace_through_both_services(
-    start_embedder: Callable[..., ServiceProcess], tmp_path: Path, collector: Collector
-) -> None:
-    traced = ["--otlp-endpoint", collector.address]
-    embedder = start_embedder("--data-dir", str(tmp_path / "e"), *traced)
-    log = tmp_path / "predictor.log"
-    flags = ["--port", "0", "--data-dir", str(tmp_path / "p"), "--embedder", embedder.address]
-    with started("predictor", [*flags, *traced], log=log) as predictor:
-        async with foretell.AsyncClient(embedder.address, predictor.address) as client:
-            await client.upsert_items(
-                [foretell.Item("tea-1", "green tea"), foretell.Item("mug-1", "large mug")]
-            )
-            await client.ingest_events([foretell.Event("anna", "buy", item_id="tea-1", text="mug")])
-        async with grpc.aio.insecure_channel(predictor.address) as channel:
-            answer = await PredictionServiceStub(channel).Predict(
-                pb.PredictRequest(query=pb.PredictionQuery(user_id="anna")),
-                metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),),
-            )
+async def test_a_call_is_one_trace_through_both_services(observed: Observed) -> None:
+    async with grpc.aio.insecure_channel(observed.predictor.address) as channel:
+        answer = await PredictionServiceStub(channel).Predict(
+            pb.PredictRequest(query=pb.PredictionQuery(user_id="anna")),
+            metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),),
+        )
     assert [item.item_id for item in answer.prediction.items]
-    embedder.stop()  # each sends what it has at its end
 
-    spans = [(who, one) for who, one in collector.spans if one.trace_id.hex() == TRACE]
+    def complete(spans: list[tuple[str, Span]]) -> bool:
+        names = [one.name for _, one in spans]
+        return any(one.endswith("/Predict") for one in names) and "search" in names
+
+    # Each call of the embedder has a span on both sides.
+    spans = observed.collector.of(TRACE, lambda spans: complete(spans) and _paired(spans))
     ids = {one.span_id for _, one in spans}
     (outermost,) = [one for _, one in spans if one.parent_span_id not in ids]
     assert outermost.parent_span_id.hex() == CALLER
@@ -102,16 +57,18 @@ async def test_a_call_is_one_trace_through_both_services(
         ("foretell-embedder", Span.SPAN_KIND_INTERNAL),
     }
     names = {one.span_id: one.name for _, one in spans}
-    (searched,) = [one for _, one in spans if one.name.endswith("EmbedderService/Search")]
-    assert names[searched.parent_span_id] == "embedder"
-    assert [names[one.parent_span_id] for _, one in spans if one.name == "search"] == [
-        searched.name
-    ]
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    (line,) = [each for each in lines if each.get("method", "").endswith("/Predict")]
-    assert line["trace_id"] == TRACE
-    for secret in (b"anna", b"green tea", b"tea-1", b"mug"):
-        assert secret not in collector.raw
+    inside = {names[one.parent_span_id] for _, one in spans if one.name == "search"}
+    assert inside == {"foretell.embedder.v1.EmbedderService/Search"}
+    lines = [json.loads(line) for line in observed.predictor_log.read_text().splitlines()]
+    assert TRACE in [line.get("trace_id") for line in lines]
+    for secret in (b"anna", b"green tea", b"tea-1", b"a cup"):
+        assert secret not in observed.collector.raw
+
+
+def _paired(spans: list[tuple[str, Span]]) -> bool:
+    calls = {one.span_id for _, one in spans if one.kind == Span.SPAN_KIND_CLIENT}
+    served = {one.parent_span_id for _, one in spans if one.kind == Span.SPAN_KIND_SERVER}
+    return bool(calls) and calls <= served
 
 
 class Context:
