@@ -195,18 +195,6 @@ def test_killed_processes_are_replaced_and_end_with_their_supervisor(
     eventually(lambda: free(int(service.address.rpartition(":")[2])))
 
 
-def test_where_one_cannot_start_none_does(tmp_path: Path) -> None:
-    file = tmp_path / "data"
-    file.write_text("")
-    command = [sys.executable, "-m", "predictor", "--port", "0", "--processes", "2"]
-    done = subprocess.run(
-        [*command, "--data-dir", str(file)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "predictor:" in done.stderr
-    assert done.stdout == ""
-
-
 def test_settings_that_do_not_go_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--processes", "3", "--metrics-port", "65534"])
