@@ -112,7 +112,7 @@ def run(client: Client, options: argparse.Namespace) -> int:
     if options.find_max and len(phases) > 1:
         raise InvalidArgumentError("--find-max begins at one rate, not several", field="rate")
     workload = Workload(parse_mix(options.mix), options.users, options.zipf)
-    _check(client, options)
+    _check(client, workload.services(options.history), options)
     workload = prepare(client, workload, options.history)
     live = LiveLine()
     report: dict[str, Any] = {
@@ -146,9 +146,11 @@ def run(client: Client, options: argparse.Namespace) -> int:
     return 1 if any(phase.get("broken") for phase in report["phases"]) else 0
 
 
-def _check(client: Client, options: argparse.Namespace) -> None:
-    """That both services are there: said before anything else is done."""
+def _check(client: Client, needed: set[str], options: argparse.Namespace) -> None:
+    """That the services are there: said before anything else is done."""
     for service, ask in (("predictor", client.predictor_info), ("embedder", client.embedder_info)):
+        if service not in needed:
+            continue
         try:
             ask()
         except UnavailableError as error:

@@ -118,6 +118,13 @@ class Workload:
     """Ids and texts, the most popular first."""
     behavior_types: Sequence[str] = field(default=("view",))
 
+    def services(self, history: int) -> set[str]:
+        """Those that are called, histories and the look at the items included."""
+        called = {METHODS[name].service for name in self.mix}
+        if history:
+            return called | {"predictor", "embedder"}
+        return called | ({"embedder"} if set(self.mix) - {"predict"} else set())
+
     def requests(self, random: np.random.Generator) -> Iterator[tuple[str, Any]]:
         """Endless calls: the method's name and its request."""
         names = list(self.mix)
@@ -183,7 +190,7 @@ def prepare(client: Client, workload: Workload, history: int) -> Workload:
         active = [m for m in client.list_models(page_size=limits.PAGE).elements if m.active]
         behavior_types = tuple(active[0].behavior_types if active else ()) or behavior_types
     items: list[tuple[str, str]] = []
-    if history or set(workload.mix) - {"predict"}:
+    if "embedder" in workload.services(history):
         items = _items(client)
     made = replace(workload, items=items, behavior_types=behavior_types)
     if history:
