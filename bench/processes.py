@@ -41,6 +41,7 @@ figures:
   cpu_ms_per_call_1, cpu_ms_per_call_2
                             CPU time of a Predict with one process and with two
   cpu_ratio                 the second over the first
+  cpu_ratio_same_callers    the same where the two processes have as many callers as the one
   calls_s_1, calls_s_2      Predict calls per second
   calls_on_kill, failed_calls_on_kill
                             calls while one of two processes was killed, and those that failed
@@ -116,21 +117,24 @@ def _services(folder: Path, versions: Path) -> Iterator[tuple[ServiceProcess, Se
 async def _cost(
     one: ServiceProcess, two: ServiceProcess, seconds: float, budget: Budget
 ) -> Figures:
-    costs: list[tuple[float, float]] = []
+    costs: list[tuple[float, float, float]] = []
     rates: list[tuple[float, float]] = []
     while len(costs) < MOST_ROUNDS and (
         not costs or budget.spent * (1 + 1 / len(costs)) < budget.seconds
     ):
         cost_1, rate_1 = await _measure(one, CALLERS, seconds)
         cost_2, rate_2 = await _measure(two, 2 * CALLERS, seconds)
-        costs.append((cost_1, cost_2))
+        cost_same, _ = await _measure(two, CALLERS, seconds)
+        costs.append((cost_1, cost_2, cost_same))
         rates.append((rate_1, rate_2))
-        say(f"round {len(costs)}: {cost_1:.3f} ms, {cost_2:.3f} ms; {budget.spent:.0f} s")
+        in_ms = ", ".join(f"{cost:.3f} ms" for cost in costs[-1])
+        say(f"round {len(costs)}: {in_ms}; {budget.spent:.0f} s")
     return {
         "rounds": len(costs),
-        "cpu_ms_per_call_1": median(cost for cost, _ in costs),
-        "cpu_ms_per_call_2": median(cost for _, cost in costs),
-        "cpu_ratio": median(second / first for first, second in costs),
+        "cpu_ms_per_call_1": median(first for first, _, _ in costs),
+        "cpu_ms_per_call_2": median(second for _, second, _ in costs),
+        "cpu_ratio": median(second / first for first, second, _ in costs),
+        "cpu_ratio_same_callers": median(same / first for first, _, same in costs),
         "calls_s_1": median(rate for rate, _ in rates),
         "calls_s_2": median(rate for _, rate in rates),
     }

@@ -155,11 +155,12 @@ def _keep(workers: Sequence[_Worker], selector: selectors.BaseSelector, line: st
             if worker.process is None and worker.due <= now:
                 worker.start()
         waits = [worker.due - now for worker in workers if worker.process is None]
-        for key, _ in selector.select(max(min(waits), 0) if waits else None):
-            if key.data is None:
-                log.info("stopping")
-                return 0
-            status = key.data.look()
+        happened = [key.data for key, _ in selector.select(max(min(waits), 0) if waits else None)]
+        if None in happened:
+            log.info("stopping")
+            return 0
+        for worker in happened:
+            status = worker.look()
             if status is not None and not announced:
                 return status if status > 0 else 1
         if not announced and all(worker.ready_at is not None for worker in workers):

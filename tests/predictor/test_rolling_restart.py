@@ -44,7 +44,7 @@ class Load:
         self._callers = [threading.Thread(target=self._run, args=(name,)) for name in self.done]
 
     def _run(self, name: str) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.1):
             try:
                 self._calls[name]()
                 self.done[name] += 1
