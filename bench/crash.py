@@ -1,8 +1,9 @@
-"""Kills an embedder under load, starts it again, and checks that nothing acknowledged is lost.
+"""Kills a service under load, starts it again, and checks that nothing acknowledged is lost.
 
-A `python -m embedder` on a data directory of its own is called from several threads: items,
-vectors, residuals, deletions, collections that come and go, searches, watches. It is killed with
-SIGKILL at random moments, while it starts or writes snapshots too, and started again; then all
+A `python -m embedder` or `python -m predictor` on a data directory of its own is called from
+several threads: the embedder with items, vectors, residuals, deletions, collections that come and
+go, searches, watches; the predictor with events that come, come again and are deleted. It is killed
+with SIGKILL at random moments, while it starts or writes snapshots too, and started again; then all
 that it holds is read in every way that there is and compared with the answers that the callers had
 (bench/crashing/model.py says what must be there). Each violation is one line with the seed and the
 kill before it; the exit status is 1 if there was any.
@@ -18,30 +19,40 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench import harness
 from bench.crashing import campaign
-from bench.crashing.campaign import ServiceChild
+from bench.crashing.campaign import ServiceChild, Subject
 from bench.crashing.embedder.subject import Embedder
+from bench.crashing.predictor.subject import Predictor
 from bench.harness import say
+from foretell.testing import FakeServices
 
-ARGUMENTS = (
+EMBEDDER = (
     *("--port", "0", "--threads", "1"),
     # So that a text's vector does not depend on its batch.
     *("--precision", "float32"),
     # So that snapshots are written, and approximate indexes built, all the time.
     *("--snapshot-changes", "100", "--approximate-from", "1100"),
 )
-"""Of the embedder."""
+"""Its arguments."""
+
+# A dead process's leases pass on soon.
+PREDICTOR = ("--port", "0", "--heartbeat-s", "0.1", "--drain-s", "0")
+"""Its arguments."""
+
+Started = contextlib.AbstractContextManager[tuple[ServiceChild, Subject]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Exit status 0: nothing was lost and nothing disagreed."""
     options = _parser().parse_args(arguments)
-    with _folder(options.keep) as folder:
-        subject, child = Embedder(options.seed), embedder_in(folder)
+    with (
+        _folder(options.keep) as folder,
+        SERVICES[options.service](folder, options.seed) as (child, subject),
+    ):
         begin = time.monotonic()
         outcome = campaign.run(child, subject, options.kills, options.seed)
         figures = outcome.figures(subject.acknowledged, time.monotonic() - begin)
@@ -49,17 +60,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if outcome.violations else 0
 
 
-def embedder_in(folder: Path) -> ServiceChild:
-    """An embedder whose data and log are in a folder."""
+@contextlib.contextmanager
+def embedder_in(folder: Path, seed: int) -> Iterator[tuple[ServiceChild, Embedder]]:
+    """An embedder whose data and log are in a folder, and what is done to it."""
     data = folder / "data"
-    return ServiceChild(
+    child = ServiceChild(
         "embedder",
-        [*ARGUMENTS, "--data-dir", str(data)],
+        [*EMBEDDER, "--data-dir", str(data)],
         folder / "log",
         opening='"encoder ',
         data=data,
         unfinished="*.new",
     )
+    yield child, Embedder(seed)
+
+
+@contextlib.contextmanager
+def predictor_in(folder: Path, seed: int) -> Iterator[tuple[ServiceChild, Predictor]]:
+    """Likewise a predictor; its embedder is the fake one, which outlives it."""
+    data = folder / "data"
+    with FakeServices() as fakes:
+        child = ServiceChild(
+            "predictor",
+            [*PREDICTOR, "--data-dir", str(data), "--embedder", fakes.embedder_address],
+            folder / "log",
+            opening='"settings: ',
+            data=data,
+        )
+        yield child, Predictor(fakes.embedder_address)
+
+
+SERVICES: dict[str, Callable[[Path, int], Started]] = {
+    "embedder": embedder_in,
+    "predictor": predictor_in,
+}
 
 
 @contextlib.contextmanager
@@ -79,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--service", choices=SERVICES, default="embedder",
+                        help="which one is killed (default: %(default)s)")  # fmt: skip
     parser.add_argument("--kills", type=int, default=200, metavar="N",
                         help="how often it is killed (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S",

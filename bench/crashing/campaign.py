@@ -106,6 +106,7 @@ class Outcome:
             "lost": self.count(Kind.LOST),
             "resurrected": self.count(Kind.RESURRECTED),
             "torn": self.count(Kind.TORN),
+            "duplicated": self.count(Kind.DUPLICATED),
             "disagreements": self.count(Kind.DISAGREEMENT),
             "seconds": seconds,
         }
@@ -170,7 +171,8 @@ class ServiceChild:
         opening: of the line in the log after which it begins to open its data: kills while it
             starts come after that.
         data: its data directory.
-        unfinished: pattern of names in it, at any depth, of what is being written.
+        unfinished: pattern of names in it, at any depth, of what is being written; empty: it
+            writes nothing but its database.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class ServiceChild:
         log: Path,
         opening: str,
         data: Path,
-        unfinished: str,
+        unfinished: str = "",
     ) -> None:
         self._module = module
         self._arguments = arguments
@@ -207,8 +209,9 @@ class ServiceChild:
         return self._service.address
 
     def wait_for_writing(self) -> None:
-        """Returns when something unfinished appears, or after two seconds."""
-        deadline = time.monotonic() + 2
+        """Returns when something unfinished appears, or after two seconds; at once where there is
+        nothing of the kind."""
+        deadline = time.monotonic() + (2 if self._unfinished else 0)
         while not self._writing() and time.monotonic() < deadline:
             time.sleep(0.0005)
 
@@ -249,7 +252,9 @@ class ServiceChild:
 
     def _writing(self) -> set[int]:
         """Inodes of what is being written now."""
-        found = set()
+        found: set[int] = set()
+        if not self._unfinished:
+            return found
         # Unlike Path.rglob, os.walk passes over folders that are deleted meanwhile.
         for folder, folders, files in os.walk(self._data):
             for name in fnmatch.filter([*folders, *files], self._unfinished):

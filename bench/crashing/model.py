@@ -42,6 +42,8 @@ class Kind(StrEnum):
     """Something deleted, or never acknowledged, is there."""
     TORN = "torn"
     """A write that was in flight is there in part."""
+    DUPLICATED = "duplicated"
+    """Something is there twice."""
     DISAGREEMENT = "disagreement"
     """Two ways to read the same thing give different answers."""
 
@@ -88,6 +90,10 @@ class Model:
         """A write was answered."""
         self.acknowledged_seq = max(self.acknowledged_seq, int(done.seq))
         _apply(self._cells, done)
+
+    def value(self, key: Key) -> Value:
+        """What is in a cell by the acknowledged writes."""
+        return self._cells.get(key, (0, None))[1]
 
     def clear(self, collection: str, seq: int) -> None:
         """A collection was made anew: what was in it before that is gone."""

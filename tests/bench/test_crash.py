@@ -1,61 +1,81 @@
-"""A few kills of a real embedder; and one that loses things, which must be noticed."""
+"""A few kills of a real service; and one that loses things, which must be noticed."""
 
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench import crash
 from bench.crashing import campaign
-from bench.crashing.embedder.subject import Embedder
 from bench.crashing.model import Kind
 
 
+@pytest.mark.parametrize("service", ["embedder", "predictor"])
 def test_nothing_is_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    service: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(campaign, "LOADED_S", (0.2, 1.0))
-    status = crash.main(["--kills", "3", "--seed", "4", "--keep", str(tmp_path / "kept")])
+    flags = ["--kills", "3", "--seed", "4", "--keep", str(tmp_path / "kept")]
+    status = crash.main(["--service", service, *flags])
     said, complaints = capsys.readouterr()
     figures = json.loads(said.splitlines()[-1])["figures"]
     assert status == 0, complaints
-    wrong = ("lost", "resurrected", "torn", "disagreements")
-    assert [figures[name] for name in wrong] == [0, 0, 0, 0]
+    wrong = ("lost", "resurrected", "torn", "duplicated", "disagreements")
+    assert [figures[name] for name in wrong] == [0, 0, 0, 0, 0]
     assert figures["kills"] == 3
     assert figures["acknowledged"] > 20
     assert "Traceback" not in (tmp_path / "kept" / "log").read_text()
 
 
-def test_a_store_that_goes_back_in_time_is_noticed(tmp_path: Path) -> None:
+Services = Callable[[Path, int], "crash.Started"]
+
+
+@pytest.mark.parametrize(
+    ("service", "noticed"),
+    [
+        (
+            crash.embedder_in,
+            {
+                Kind.LOST,  # acknowledged writes
+                Kind.RESURRECTED,  # deleted items
+                Kind.DISAGREEMENT,  # with those who follow
+            },
+        ),
+        (crash.predictor_in, {Kind.LOST, Kind.RESURRECTED}),
+    ],
+)
+def test_a_store_that_goes_back_in_time_is_noticed(
+    service: Services, noticed: set[Kind], tmp_path: Path
+) -> None:
     data, copy = tmp_path / "data", tmp_path / "copy"
-    child, subject = crash.embedder_in(tmp_path), Embedder(seed=5)
+    with service(tmp_path, 5) as (child, subject):
 
-    def load(address: str, number: int) -> None:
-        killed = threading.Event()
-        before = subject.acknowledged
-        subject.load(address, (5, number), killed)
-        while subject.acknowledged < before + 80:
-            killed.wait(0.01)  # leaves the processor to the callers
-        killed.set()
-        assert subject.end() == []
+        def load(address: str, number: int) -> None:
+            killed = threading.Event()
+            before = subject.acknowledged
+            subject.load(address, (5, number), killed)
+            while subject.acknowledged < before + 80:
+                killed.wait(0.01)  # leaves the processor to the callers
+            killed.set()
+            assert subject.end() == []
 
-    address = child.start()
-    assert subject.check(address) == []
-    load(address, 0)
-    child.stop()
-    shutil.copytree(data, copy)
-    address = child.start()
-    assert subject.check(address) == []
-    load(address, 1)
-    child.kill()
-    shutil.rmtree(data)
-    copy.rename(data)
-    found = subject.check(child.start())
-    child.stop()
-    assert {violation.kind for violation in found} >= {
-        Kind.LOST,  # acknowledged writes
-        Kind.RESURRECTED,  # deleted items
-        Kind.DISAGREEMENT,  # with those who follow
-    }
+        address = child.start()
+        assert subject.check(address) == []
+        load(address, 0)
+        child.stop()
+        shutil.copytree(data, copy)
+        address = child.start()
+        assert subject.check(address) == []
+        load(address, 1)
+        child.kill()
+        shutil.rmtree(data)
+        copy.rename(data)
+        found = subject.check(child.start())
+        child.stop()
+        assert {violation.kind for violation in found} >= noticed

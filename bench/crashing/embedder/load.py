@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.crashing import calling
 from bench.crashing.embedder import contents
 from bench.crashing.embedder.contents import ITEMS, PASSING, STEADY, VECTORS
-from bench.crashing.model import Done, Key, Kind, Model, Value, Violation, Write
+from bench.crashing.model import Done, Key, Model, Value, Write
 from foretell import Client
-from foretell.errors import (
-    CancelledError,
-    FailedPreconditionError,
-    ForetellError,
-    NotFoundError,
-    UnavailableError,
-)
+from foretell.errors import ForetellError, NotFoundError
 
 CALLERS = 6
 UNREPEATED = 2
@@ -55,45 +49,37 @@ class Passing:
 
 
 @dataclass
-class Ledger:
+class Ledger(calling.Ledger):
     """What all callers know, through every restart."""
 
     model: Model = field(default_factory=Model)
     passing: Passing = field(default_factory=Passing)
     lost: list[Call] = field(default_factory=list)
     """Writes that are to be repeated after the restart."""
-    acknowledged: int = 0
-    problems: list[Violation] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def seq(self) -> int:
         """The largest seq that is acknowledged."""
-        with self._lock:
+        with self.lock:
             return self.model.acknowledged_seq
 
     def acknowledge(self, done: Done) -> None:
         """A write was answered."""
-        with self._lock:
+        with self.lock:
             self.acknowledged += 1
             self.model.acknowledge(done)
 
     def created(self, seq: int) -> None:
         """The passing collection was created."""
-        with self._lock:
+        with self.lock:
             self.model.clear(PASSING, seq)
 
     def lose(self, call: Call) -> None:
         """A write's answer was lost."""
-        with self._lock:
+        with self.lock:
             if call.request_id:
                 self.lost.append(call)
             else:
                 self.model.unknown.append(call.write)
-
-    def problem(self, what: str) -> None:
-        """Something that must not happen was seen while the service ran."""
-        with self._lock:
-            self.problems.append(Violation(Kind.DISAGREEMENT, what))
 
 
 def upsert(cells: Mapping[str, str], after: int, request_id: str) -> Call:
@@ -158,18 +144,12 @@ def delete_passing(request_id: str) -> Call:
     return Call(Write({}), send, request_id)
 
 
-class Caller:
+class Caller(calling.Caller[Ledger]):
     """One thread's calls."""
 
-    def __init__(self, number: int, client: Client, ledger: Ledger, seed: tuple[int, ...]) -> None:
-        self._number = number
-        self._client = client
-        self._ledger = ledger
-        self._rng = np.random.default_rng([*seed, number])
-
-    def run(self, killed: threading.Event) -> None:
-        """Calls until the service is gone."""
-        shares = {
+    def actions(self) -> Mapping[Callable[[], None], float]:
+        """Writes of all kinds and some reads."""
+        return {
             self._upsert: 0.36,
             self._delete: 0.14,
             self._put_vectors: 0.14,
@@ -178,99 +158,83 @@ class Caller:
             self._read: 0.05,
             self._create_or_delete: 0.03,
         }
-        actions, weights = list(shares), np.array(list(shares.values()))
-        try:
-            while not killed.is_set():
-                actions[self._rng.choice(len(actions), p=weights / weights.sum())]()
-        except (UnavailableError, CancelledError):
-            return
-        except FailedPreconditionError as error:
-            if error.reason != "CLOSED":
-                self._ledger.problem(f"a call failed: {error!r}")
-        except Exception as error:  # whatever it is, the campaign must hear of it
-            if not killed.is_set():
-                self._ledger.problem(f"a call failed: {error!r}")
 
     def _upsert(self) -> None:
-        ids = self._some(contents.ITEM_IDS)
-        texts = self._rng.choice([*contents.TEXTS, ""], len(ids))
-        shades = self._rng.choice(contents.SHADES, len(ids))
+        ids = self.some(contents.ITEM_IDS, SIZES)
+        texts = self.rng.choice([*contents.TEXTS, ""], len(ids))
+        shades = self.rng.choice(contents.SHADES, len(ids))
         values = (f"{text}|{shade}" for text, shade in zip(texts, shades, strict=True))
-        self._write(upsert(dict(zip(ids, values, strict=True)), self._ledger.seq(), self._id()))
+        self._write(upsert(dict(zip(ids, values, strict=True)), self.ledger.seq(), self._id()))
 
     def _delete(self) -> None:
-        if self._rng.random() < 0.6:
-            ids = self._some(contents.ITEM_IDS)
-            self._write(delete(ITEMS, ids, self._ledger.seq(), self._id()))
+        if self.rng.random() < 0.6:
+            ids = self.some(contents.ITEM_IDS, SIZES)
+            self._write(delete(ITEMS, ids, self.ledger.seq(), self._id()))
         else:
-            ids = self._some(contents.VECTOR_IDS, ROWS[:-1])
-            self._write(delete(VECTORS, ids, self._ledger.seq(), self._id()))
+            ids = self.some(contents.VECTOR_IDS, ROWS[:-1])
+            self._write(delete(VECTORS, ids, self.ledger.seq(), self._id()))
 
     def _put_vectors(self) -> None:
-        ids = self._some(contents.VECTOR_IDS, ROWS)
-        names = [str(name) for name in self._rng.choice(contents.ROWS, len(ids))]
+        ids = self.some(contents.VECTOR_IDS, ROWS)
+        names = [str(name) for name in self.rng.choice(contents.ROWS, len(ids))]
         cells = dict(zip(ids, names, strict=True))
-        self._write(put(VECTORS, cells, self._ledger.seq(), self._id()))
+        self._write(put(VECTORS, cells, self.ledger.seq(), self._id()))
 
     def _put_residuals(self) -> None:
         # Which rows are refused follows from the store's order: without a request_id nobody could
         # ever tell which cells a lost write has set.
-        ids = self._some(contents.ITEM_IDS)
-        names = [str(name) for name in self._rng.choice(contents.RESIDUALS, len(ids))]
+        ids = self.some(contents.ITEM_IDS, SIZES)
+        names = [str(name) for name in self.rng.choice(contents.RESIDUALS, len(ids))]
         cells = dict(zip(ids, names, strict=True))
-        collection = STEADY if self._rng.random() < 0.6 else PASSING
-        self._write(put(collection, cells, self._ledger.seq(), uuid.uuid4().hex))
+        collection = STEADY if self.rng.random() < 0.6 else PASSING
+        self._write(put(collection, cells, self.ledger.seq(), uuid.uuid4().hex))
 
     def _create_or_delete(self) -> None:
-        if self._number:
+        if self.number:
             return
-        passing = self._ledger.passing
+        passing = self.ledger.passing
         make = delete_passing if passing.exists else create_passing
         call = make(uuid.uuid4().hex)
         try:
-            done = call.send(self._client)
+            done = call.send(self.client)
         except ForetellError:
             passing.lost = call
             raise
         passing.exists = not passing.exists
         if passing.exists:
-            self._ledger.created(int(done.seq))
+            self.ledger.created(int(done.seq))
 
     def _search(self) -> None:
-        collection = str(self._rng.choice([ITEMS, STEADY, VECTORS]))
+        collection = str(self.rng.choice([ITEMS, STEADY, VECTORS]))
         ids = contents.VECTOR_IDS if collection == VECTORS else contents.ITEM_IDS
-        found = self._client.search(ids=self._some(ids), collection=collection, k=20)
+        found = self.client.search(ids=self.some(ids, SIZES), collection=collection, k=20)
         for hits in found.hits:
             strange = set(hits.ids) - set(ids)
             if strange or len(set(hits.ids)) < len(hits.ids):
-                self._ledger.problem(f"Search in {collection} found {hits.ids}")
+                self.ledger.problem(f"Search in {collection} found {hits.ids}")
 
     def _read(self) -> None:
-        self._client.get_items(self._some(contents.ITEM_IDS), include_vectors=True)
-        self._client.embed([str(self._rng.choice(contents.TEXTS))])
+        self.client.get_items(self.some(contents.ITEM_IDS, SIZES), include_vectors=True)
+        self.client.embed([str(self.rng.choice(contents.TEXTS))])
 
     def _write(self, call: Call) -> None:
         try:
-            done = call.send(self._client)
+            done = call.send(self.client)
         except NotFoundError:
             if any(key.collection != PASSING for key in call.write.cells):
-                self._ledger.problem("a write found no collection")
+                self.ledger.problem("a write found no collection")
             return
         except Exception:
-            self._ledger.lose(call)
+            self.ledger.lose(call)
             raise
-        self._ledger.acknowledge(done)
-        if call.request_id and self._rng.random() < REPEATED_SHARE:
+        self.ledger.acknowledge(done)
+        if call.request_id and self.rng.random() < REPEATED_SHARE:
             with contextlib.suppress(NotFoundError):  # its collection was deleted meanwhile
-                again = call.send(self._client)
+                again = call.send(self.client)
                 if again.seq != done.seq:
-                    self._ledger.problem(f"repeated, a write got seq {again.seq} after {done.seq}")
-
-    def _some(self, ids: Sequence[str], sizes: Sequence[int] = SIZES) -> list[str]:
-        chosen = self._rng.choice(len(ids), self._rng.choice(sizes), replace=False)
-        return [ids[number] for number in chosen]
+                    self.ledger.problem(f"repeated, a write got seq {again.seq} after {done.seq}")
 
     def _id(self) -> str:
         """A new request_id; empty where the write is not to be repeated."""
-        alone = self._number < UNREPEATED and self._rng.random() < 0.5
+        alone = self.number < UNREPEATED and self.rng.random() < 0.5
         return "" if alone else uuid.uuid4().hex

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+from bench.crashing.calling import Running
 from bench.crashing.embedder import contents
 from bench.crashing.embedder.check import read
 from bench.crashing.embedder.contents import ITEMS, PASSING, STEADY, VECTORS
@@ -26,8 +27,7 @@ class Embedder:
         self._ledger = Ledger()
         self._text_vectors: dict[str, Vectors] = {}
         self._followers = {name: Follower(name) for name in (ITEMS, VECTORS, STEADY)}
-        self._client: Client | None = None
-        self._threads: list[threading.Thread] = []
+        self._running: Running | None = None
 
     @property
     def acknowledged(self) -> int:
@@ -55,31 +55,23 @@ class Embedder:
             found += self._ledger.model.check(
                 reading.cells, reading.vectors.keys(), reading.seq, repeated
             )
-        return [*found, *self._noticed()]
+        return [*found, *self._ledger.noticed()]
 
     def load(self, address: str, seed: tuple[int, ...], killed: threading.Event) -> None:
         """Calls from several threads, and followers, until `killed` is set."""
-        self._client = client = Client(embedder=address)
+        client = Client(embedder=address)
         for follower in self._followers.values():
             follower.follow(client)
         callers = [Caller(number, client, self._ledger, seed) for number in range(CALLERS)]
-        self._threads = [threading.Thread(target=each.run, args=(killed,)) for each in callers]
-        for thread in self._threads:
-            thread.start()
+        self._running = Running(client, callers, killed)
 
     def end(self) -> list[Violation]:
         """Waits for the callers; what they noticed."""
-        assert self._client is not None
-        self._client.close()  # or they would wait for the service to come back
-        for thread in self._threads:
-            thread.join()
+        assert self._running is not None
+        self._running.end()
         for follower in self._followers.values():
             follower.end()
-        return self._noticed()
-
-    def _noticed(self) -> list[Violation]:
-        noticed, self._ledger.problems = self._ledger.problems, []
-        return noticed
+        return self._ledger.noticed()
 
     def _prepare(self, client: Client) -> None:
         vectors = client.embed(contents.TEXTS).vectors
