@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from foretell import limits, types
+from foretell import limits, top, types
 from foretell._channel import ClientSettings
 from foretell._output import Progress, pairs, table, to_json
 from foretell._security import Security
@@ -151,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("user", metavar="USER")
     command("info", "say what runs", _info, "")
     load_test.add_arguments(command("load-test", load_test.HELP, load_test.run, ""))
+    top.add_arguments(command("top", top.HELP, top.run, ""))
     return parser
 
 
