@@ -36,8 +36,9 @@ test: $(READY) ## all tests
 
 deps-external: ## Debian and npm packages of the tests marked external (apt-get as root)
 	apt-get update
-	apt-get install -y --no-install-recommends prometheus
-	npm install --no-save --no-audit --no-fund --prefix out/node @grpc/grpc-js @grpc/proto-loader
+	apt-get install -y --no-install-recommends prometheus \
+	    protobuf-compiler protobuf-compiler-grpc-java-plugin protoc-gen-go protoc-gen-go-grpc
+	npm install --no-audit --no-fund --no-package-lock --prefix client/node
 
 check: $(READY) ## format, lint, types, contracts, generated code
 	$(BIN)/ruff format --check .
