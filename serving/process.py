@@ -76,7 +76,11 @@ def start(
             start_new_session=True,
             env=os.environ,
         )
-    line = _first_line(process, timeout_s)
+    try:
+        line = _first_line(process, timeout_s)
+    except BaseException:  # such as Ctrl-C: nobody else knows of it
+        _end(process, 0)
+        raise
     if line is None or " ready at " not in line:
         status = _end(process, ENDING_S if line is not None else 0)
         where = f"; see {log}" if log else ""

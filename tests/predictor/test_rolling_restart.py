@@ -78,6 +78,7 @@ def client(ports: list[int]) -> Iterator[Client]:
         yield connected
 
 
+@pytest.mark.timeout(300)  # six starts of services, on a machine that may be busy
 def test_no_call_fails_while_each_process_is_restarted(
     start_embedder: Start, start_predictor: Start, make_version: Callable[..., Path],
     register: Callable[[Path], None], client: Client, ports: list[int], tmp_path: Path,

@@ -1,5 +1,9 @@
+import os
 import re
+import signal
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,6 +26,21 @@ def test_another_first_line_is_no_start() -> None:
 def test_what_is_not_ready_in_time_is_killed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="exit status -9"):
         start("timeit", ["-n", "1000000000000", "pass"], timeout_s=0.3)
+
+
+def test_who_is_interrupted_leaves_no_process() -> None:
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    task = Path(f"/proc/self/task/{os.getpid()}/children")
+    before, handler = task.read_text(), signal.signal(signal.SIGUSR1, interrupted)
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            start("timeit", ["-n", "1000000000000", "pass"])
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
+    assert task.read_text() == before
 
 
 def test_probe(embedder_address: str, capsys: pytest.CaptureFixture[str]) -> None:
