@@ -87,7 +87,9 @@ def watch(addresses: list[str], interval_s: float) -> Iterator[dict[str, Any]]:
                 name: {label: show(period) for label, show in _STATE[name].items()}
                 for name, period in periods.items()
             },
-            "calls": [call for period in periods.values() for call in calls(period)],
+            "calls": [
+                {"service": name, **call} for name in periods for call in calls(periods[name])
+            ],
         }
         before, before_s = after, after_s
 
@@ -238,8 +240,10 @@ def picture(figures: Mapping[str, Any]) -> Group:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("method", "calls/s", "errors/s", "p50 ms", "p99 ms", "in flight"):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for name in ("service", "method"):
+        table.add_column(name, no_wrap=True)
+    for name in ("calls/s", "errors/s", "p50 ms", "p99 ms", "in flight"):
+        table.add_column(name, justify="right", no_wrap=True)
     for call in figures["calls"]:
         style = "red" if call["errors/s"] else "" if call["calls/s"] else "dim"
         table.add_row(*map(_cell, call.values()), style=style)

@@ -108,7 +108,8 @@ def test_calls_of_all_processes_in_the_interval(
     (call,) = figures["calls"]
     assert call.pop("p50 ms") == pytest.approx(10 + 10 * 50 / 90)  # 90 between 10 and 20 ms
     assert call.pop("p99 ms") == pytest.approx(20 + 20 * 9 / 10)  # 10 between 20 and 40 ms
-    assert call == {"method": "Predict", "calls/s": 10, "errors/s": 1, "in flight": 3}
+    assert (call.pop("service"), call.pop("method")) == ("predictor", "Predict")
+    assert call == {"calls/s": 10, "errors/s": 1, "in flight": 3}
     state = figures["predictor"]
     assert (state["processes"], state["events"], state["model"]) == (2, 70, "spring")
     assert state["predictions/s"] == {"none": 9, "embedder_unavailable": 1}
@@ -164,10 +165,16 @@ def test_without_any_page_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_errors_and_absent_pages_stand_out() -> None:
-    call = {"method": "Rank", "calls/s": 1.0, "errors/s": 0.5, "p50 ms": None}
+    call = {
+        "service": "predictor",
+        "method": "Rank",
+        "calls/s": 1.0,
+        "errors/s": 0.5,
+        "p50 ms": None,
+    }
     figures = {"absent": ["here"], "calls": [call], "embedder": {}, "predictor": {}}
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, width=100, color_system="standard")
     console.print(top.picture(figures))
     assert "\x1b[31mno page at here" in terminal.getvalue()
-    assert "\x1b[31mRank" in terminal.getvalue()
+    assert "\x1b[31mpredictor" in terminal.getvalue()
