@@ -30,18 +30,16 @@ def test_stubs_are_generated(language: str, plugin: str, made: str, tmp_path: Pa
         pytest.skip(f"no {plugin}: make deps-external")
     if language == "java":  # Debian's name of it is another
         (tmp_path / "protoc-gen-grpc-java").symlink_to(found)
-    command = [
-        str(Path(sys.executable).with_name("buf")),
-        "generate",
-        "--template",
-        f"client/stubs/{language}.yaml",
-        "-o",
-        tmp_path,
-    ]
-    command.append(str(tmp_path))
+    buf = Path(sys.executable).with_name("buf")
+    command = [buf, "generate", "--template", f"client/stubs/{language}.yaml", "-o", tmp_path]
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{path}"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert "Predict" in (tmp_path / "gen" / made).read_text()
