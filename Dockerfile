@@ -13,7 +13,7 @@ COPY serving serving
 COPY embedder embedder
 COPY predictor predictor
 RUN /opt/foretell/bin/pip install --no-cache-dir -c constraints.txt \
-    ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ./client ".[${EXTRA},train]"
+    ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} ./client ".[${EXTRA},train,tracing]"
 
 FROM python:${PYTHON}
 # LightGBM's trees need OpenMP's runtime.
