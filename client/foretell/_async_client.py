@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,11 +16,13 @@ from foretell._channel import (
     IMPORT_EVENTS,
     IMPORT_FAILURES,
     IMPORT_ITEMS,
+    MAX_ATTEMPTS,
     ClientSettings,
     async_channel,
     batches,
     building,
     call_metadata,
+    cut_off,
     new_request_id,
 )
 from foretell._security import Watched
@@ -624,15 +627,20 @@ class AsyncClient:
     ) -> R:
         if self._closed:
             raise _closed()
-        try:
-            return await method(
-                request,
-                timeout=timeout_s,
-                wait_for_ready=wait_for_ready,
-                metadata=self._metadata(),
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        deadline = time.monotonic() + timeout_s
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return await method(
+                    request,
+                    timeout=max(0.0, deadline - time.monotonic()),
+                    wait_for_ready=wait_for_ready,
+                    metadata=self._metadata(),
+                )
+            except grpc.RpcError as error:
+                if attempts == MAX_ATTEMPTS or not cut_off(error):
+                    raise from_rpc_error(error) from None
 
     @property
     def _embedder(self) -> AsyncEmbedderStub:

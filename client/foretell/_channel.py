@@ -103,8 +103,8 @@ class ClientSettings:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             # A service that comes back is found while a call is still being tried again (1.2 s and
-            # more), so that of two that are restarted in turn one always is; the default waits up to
-            # two minutes.
+            # more), so that of two that are restarted in turn one always is; the default waits up
+            # to two minutes.
             ("grpc.max_reconnect_backoff_ms", 1_000),
             *self.security.options,
         ]
@@ -167,6 +167,17 @@ def sync_channel(
     if credentials is None:
         return grpc.insecure_channel(target(address), options=settings.options())
     return grpc.secure_channel(target(address), credentials, options=settings.options())
+
+
+def cut_off(error: grpc.RpcError) -> bool:
+    """Whether the connection was lost, perhaps after the answer had begun.
+
+    gRPC repeats no call whose answer has begun. Every method may be repeated: writes have a
+    request_id.
+    """
+    return error.code() is grpc.StatusCode.UNAVAILABLE and "Stream removed" in (
+        error.details() or ""
+    )
 
 
 Metadata = tuple[tuple[str, str], ...]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +17,12 @@ from foretell._channel import (
     IMPORT_EVENTS,
     IMPORT_FAILURES,
     IMPORT_ITEMS,
+    MAX_ATTEMPTS,
     ClientSettings,
     batches,
     building,
     call_metadata,
+    cut_off,
     new_request_id,
     sync_channel,
 )
@@ -623,15 +626,20 @@ class Client:
     ) -> R:
         if self._closed:
             raise _closed()
-        try:
-            return method(
-                request,
-                timeout=timeout_s,
-                wait_for_ready=wait_for_ready,
-                metadata=self._metadata(),
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+        deadline = time.monotonic() + timeout_s
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return method(
+                    request,
+                    timeout=max(0.0, deadline - time.monotonic()),
+                    wait_for_ready=wait_for_ready,
+                    metadata=self._metadata(),
+                )
+            except grpc.RpcError as error:
+                if attempts == MAX_ATTEMPTS or not cut_off(error):
+                    raise from_rpc_error(error) from None
 
     @property
     def _embedder(self) -> SyncEmbedderStub:
