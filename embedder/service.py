@@ -31,6 +31,7 @@ from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import FailedPreconditionError, InvalidArgumentError
 from foretell.vectors import Vectors, to_block
 from serving import tracing
+from serving.calls import note
 from serving.metrics import Observe, unobserved
 
 M = TypeVar("M", bound=Message)
@@ -107,6 +108,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         """Encodes texts, in a collection's space if one is named."""
         started = time.perf_counter()
         element_type = checks.element_type(request.element_type)
+        note(batch=len(request.texts))
         checks.count(len(request.texts), "texts", limits.BATCH)
         collection = None
         if request.collection:
@@ -133,6 +135,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
     ) -> pb.UpsertItemsResponse:
         """Inserts or replaces items of a text collection."""
         started = time.perf_counter()
+        note(batch=len(request.items))
         response = await self._kept.writer.upsert_items(request, _deadline(context))
         response.timings.total_us = _since(started)
         return response
@@ -171,6 +174,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         started = time.perf_counter()
         collection = self._kept.collections.get(request.collection, default=ITEMS)
         count = checks.queries(request)
+        note(batch=count)
         k = checks.k(request.k if request.HasField("k") else None)
         if request.include_vectors:
             _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")

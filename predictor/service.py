@@ -32,6 +32,7 @@ from predictor.ingestion import NewEvent
 from predictor.page_tokens import decode, encode
 from predictor.prediction import Predictor, Query
 from serving.admission import Admission
+from serving.calls import note
 from serving.database import once
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class EventService(event_grpc.EventServiceServicer):
         self, request: event_pb.IngestEventsRequest, context: Context
     ) -> event_pb.IngestEventsResponse:
         """Stores events."""
+        note(batch=len(request.events))
         checks.count(len(request.events), "events", limits.BATCH)
         checks.request_id(request.request_id)
         # Ten thousand events take tens of milliseconds to read: not on the event loop.
@@ -147,6 +149,7 @@ class PredictionService(prediction_grpc.PredictionServiceServicer):
     ) -> prediction_pb.PredictManyResponse:
         """Predicts for many users."""
         begin = time.perf_counter_ns()
+        note(batch=len(request.queries))
         checks.count(len(request.queries), "queries", limits.QUERIES)
         good, failures = checks.split(
             request.queries, lambda query, at: checks.prediction_query(query, f"queries[{at}]")

@@ -1,6 +1,8 @@
 """Predictions by a model over gRPC: one predictor with the catalogue's embedder."""
 
 import contextlib
+import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +44,17 @@ def version(
 
 
 @pytest.fixture(scope="module")
+def metrics_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
 def predictor(
     directory: Path,
+    metrics_port: int,
     version: Version,
     catalogue_embedder: ServiceProcess,
     stubs_of: Callable[[grpc.Channel], "Stubs"],
@@ -52,6 +63,7 @@ def predictor(
 ) -> Iterator["Stubs"]:
     data = directory / "data"
     flags = ["--port", "0", "--embedder", catalogue_embedder.address, "--data-dir", str(data)]
+    flags += ["--metrics-port", str(metrics_port)]
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(started("predictor", flags, log=directory / "log"))
         stubs = stubs_of(stack.enter_context(grpc.insecure_channel(service.address)))
@@ -368,3 +380,27 @@ def test_a_new_item_is_answered_and_a_deleted_one_is_not(
     assert "new" not in ids(predict(predictor, user_id="ann", k=1_000))
     eventually(lambda: info(predictor).items == before)
     assert predict(predictor, history=[event("", 1, "view", "new")], k=1).missing_ids == ["new"]
+
+
+def test_passes_of_the_model_and_its_answers_are_counted(
+    predictor: "Stubs", metrics_port: int
+) -> None:
+    def counts() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        return {name: float(value) for name, value in
+                (line.rsplit(" ", 1) for line in lines if line[0] != "#")}  # fmt: skip
+
+    answered = 'foretell_predictions_total{fallback_reason="none"}'
+    before = counts()
+    for _ in range(3):
+        predictor.predictions.Predict(
+            pb.PredictRequest(query=pb.PredictionQuery(user_id="ann", k=3))
+        )
+    after = counts()
+    grown = {name: after[name] - before[name] for name in after if name in before}
+    assert grown[answered] == 3
+    assert grown["foretell_forward_seconds_count"] == 3
+    assert grown["foretell_forward_batch_queries_sum"] == 3
+    assert 0 < grown["foretell_forward_seconds_sum"] < 30
+    assert after['foretell_model_info{version="m"}'] == 1

@@ -148,6 +148,86 @@ def test_prometheus_accepts_its_configuration() -> None:
     assert f"{len(alerts())} rules found" in done.stdout
 
 
+OK = 'grpc_server_handled_total{job="predictor", grpc_method="Predict", grpc_code="OK"}'
+BAD = 'grpc_server_handled_total{job="predictor", grpc_method="Predict", grpc_code="%s"}'
+UNDER = 'grpc_server_handling_seconds_bucket{grpc_method="Predict", le="%s"}'
+INDEX = '{job="embedder", instance="e:1", collection="items"}'
+FDS = '{job="embedder", instance="e:1"}'
+PREDICTIONS = 'foretell_predictions_total{fallback_reason="%s"}'
+
+TROUBLE: dict[str, dict[str, str]] = {
+    "ForetellDown": {'up{job="embedder"}': "0x60"},
+    "ForetellRestarts": {'process_start_time_seconds{job="predictor"}': "1+30x60"},
+    "ForetellInternalErrors": {BAD % "Internal": "0+1x60"},
+    "ForetellRefusing": {OK: "0+97x60", BAD % "ResourceExhausted": "0+3x60"},
+    "ForetellDeadlinesMissed": {OK: "0+97x60", BAD % "DeadlineExceeded": "0+3x60"},
+    "ForetellSlowPredictions": {
+        UNDER % "0.25": "0+90x60",
+        UNDER % "0.5": "0+100x60",
+        UNDER % "+Inf": "0+100x60",
+    },
+    "ForetellEmbedderUnavailable": {"foretell_embedder_available": "0x60"},
+    "ForetellFallbacks": {PREDICTIONS % "none": "0+9x60", PREDICTIONS % "no_model": "0+1x60"},
+    "ForetellNoModel": {'foretell_events{instance="p:1"}': "5x60"},
+    "ForetellModelVersionsDiffer": {
+        'foretell_model_info{version="a", instance="p:1"}': "1x60",
+        'foretell_model_info{version="b", instance="p:2"}': "1x60",
+    },
+    "ForetellTextsWaiting": {"foretell_text_lag_seconds": "0+60x60"},
+    "ForetellIndexLags": {
+        f"foretell_index_lag_vectors{INDEX}": "30000x60",
+        f"foretell_collection_items{INDEX}": "100000x60",
+    },
+    "ForetellFilesRunOut": {f"process_open_fds{FDS}": "900x60", f"process_max_fds{FDS}": "1024x60"},
+}
+"""What each alert is for: values of a minute each, by series."""
+
+HEALTHY = {
+    'up{job="embedder"}': "1x60",
+    'process_start_time_seconds{job="predictor"}': "1x60",
+    OK: "0+999x60",
+    BAD % "ResourceExhausted": "0+1x60",
+    BAD % "DeadlineExceeded": "0+1x60",
+    BAD % "Internal": "7x60",
+    UNDER % "0.25": "0+999x60",
+    UNDER % "+Inf": "0+1000x60",
+    "foretell_embedder_available": "1x60",
+    PREDICTIONS % "none": "0+99x60",
+    PREDICTIONS % "no_model": "0+1x60",
+    'foretell_events{instance="p:1"}': "5x60",
+    'foretell_model_info{version="a", instance="p:1"}': "1x60",
+    "foretell_text_lag_seconds": "20x60",
+    f"foretell_index_lag_vectors{INDEX}": "1000x60",
+    f"foretell_collection_items{INDEX}": "100000x60",
+    f"process_open_fds{FDS}": "30x60",
+    f"process_max_fds{FDS}": "1024x60",
+}
+
+
+@pytest.mark.external
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: make deps-external")
+def test_each_alert_fires_in_its_trouble_and_in_health_none(tmp_path: Path) -> None:
+    assert list(TROUBLE) == list(alerts())
+    loud = '{alertstate="firing"}'
+
+    def case(values: dict[str, str], firing: str) -> dict[str, Any]:
+        series = [{"series": name, "values": value} for name, value in values.items()]
+        expected = [{"labels": f'{{alertname="{firing}"}}', "value": 1}] if firing else []
+        asked = {"expr": f"count by (alertname) (ALERTS{loud})", "eval_time": "59m"}
+        return {
+            "interval": "1m",
+            "input_series": series,
+            "promql_expr_test": [{**asked, "exp_samples": expected}],
+        }
+
+    cases = [case(values, name) for name, values in TROUBLE.items()] + [case(HEALTHY, "")]
+    rules = {"rule_files": [str(PROMETHEUS / "alerts.yml")], "tests": cases}
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(rules))
+    command = ["promtool", "test", "rules", str(tmp_path / "tests.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.external
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus: make deps-external")
 def test_prometheus_reads_both_services_and_evaluates_alerts(prometheus: str) -> None:

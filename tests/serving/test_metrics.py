@@ -62,6 +62,7 @@ def test_both_services_tell_their_state(observed: Observed) -> None:
     call = next(line for line in lines if line.get("method", "").endswith("IngestEvents"))
     assert (call["code"], call["service"]) == ("OK", "predictor")
     assert call["request_id"]
+    assert call["batch"] == 1
     assert call["ms"] > 0
     assert "a cup" not in observed.predictor_log.read_text()
     assert "anna" not in observed.predictor_log.read_text()
