@@ -54,8 +54,8 @@ LATE_SHARE = 0.05
 WARM_UP_S = 2
 USERS = 1_000
 ROUNDS = 5
-SIGMA = 0.6
-"""Of the pauses' logarithm: the p99 is four times the median."""
+SIGMA = 0.4
+"""Of the pauses' logarithm: the p99 is two and a half times the median."""
 
 QUANTILE_99 = 2.3263
 """Of the normal distribution."""
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.epilog = EPILOG
     parser.add_argument("--seconds", type=int, default=20, metavar="S",
                         help="of each measurement (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--rate", type=int, default=100, metavar="CALLS",
+    parser.add_argument("--rate", type=int, default=200, metavar="CALLS",
                         help="per second (default: %(default)s)")  # fmt: skip
     parser.add_argument("--pause-ms", type=float, default=20.0, metavar="MS",
                         help="median of the server's pauses (default: %(default)g)")  # fmt: skip
