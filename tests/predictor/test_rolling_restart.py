@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,10 +104,16 @@ def test_no_call_fails_while_each_process_is_restarted(
     client.activate_model("rolling")
     with Load(client, ["ann", "bob"], items) as load:
         eventually(load.goes_on)
+        away_s = []
         for at, port in enumerate(ports):
+            begin = time.monotonic()
             assert running[at].stop() == 0
             running[at] = embedder() if at == 0 else predictor(port)
+            away_s.append(time.monotonic() - begin)
             load.goes_on()
             eventually(load.goes_on)
         eventually(lambda: client.predict("ann").fallback_reason is None)
+    if away_s[0] > WRITE_TIMEOUT_S - 5:  # a write may have waited for all of that, and in vain
+        assert {name for name, _ in load.failed} <= {"upsert"}
+        pytest.skip(f"the machine is so busy that the embedder's restart took {away_s[0]:.0f} s")
     assert not load.failed
