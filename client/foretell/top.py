@@ -47,6 +47,7 @@ def run(client: Client, options: argparse.Namespace) -> int:
         ForetellError: no page answers, or the extra `tools` is absent.
     """
     try:
+        import prometheus_client.parser  # noqa: F401
         from rich.console import Console
         from rich.live import Live
     except ModuleNotFoundError as error:

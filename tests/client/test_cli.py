@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,20 @@ def test_progress_is_for_terminals() -> None:
     assert pipe.getvalue() == ""
     assert "items [###############               ]  50%  1,500" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [("load-test", "hdrh"), ("load-test", "rich"), ("top", "rich"), ("top", "prometheus_client")],
+)
+def test_tools_that_are_not_installed_are_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, absent: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("foretell.load_test.", absent))]:
+        if name != "foretell.load_test.command":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, absent, None)
+    status, out, err = run(command, *(["127.0.0.1:1"] if command == "top" else []))
+    assert (status, out) == (1, "")
+    assert f"foretell {command} needs {absent}" in err
+    assert "pip install 'foretell[tools]'" in err
