@@ -317,15 +317,26 @@ def test_bad_settings_of_the_client_are_named(values: dict[str, str], field: str
     assert raised.value.field == field
 
 
+class Context:
+    """Of a call that nobody sent."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def time_remaining(self) -> None:
+        return None
+
+
 async def test_too_many_calls_at_once_are_told_when_to_come_back() -> None:
     stage = ConcurrentCalls(1, 1)
-    one, other, health = (Call(method, None, False) for method in ("/a/b", "/a/c", OPEN + "x/y"))  # type: ignore[arg-type]
+    context: Any = Context()
+    one, other, health = (Call(method, context, False) for method in ("/a/b", "/a/c", OPEN + "x/y"))
     stage.begin(one)
     stage.begin(health)
     with pytest.raises(ResourceExhaustedError) as raised:
         stage.begin(other)
     assert raised.value.retry_after_s
-    stream, another = (Call("/a/w", None, True) for _ in range(2))  # type: ignore[arg-type]
+    stream, another = (Call("/a/w", context, True) for _ in range(2))
     stage.begin(stream)  # streams have a number of their own
     with pytest.raises(ResourceExhaustedError, match="streams"):
         stage.begin(another)
