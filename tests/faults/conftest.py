@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from foretell import Client
+from predictor.models.version import EncoderConfig
 from serving.process import ServiceProcess, started
 from tests.predictor.conftest import (  # noqa: F401  # fixtures
     absent,
-    catalogue,
-    catalogue_embedder,
-    encoder,
     eventually,
     make_version,
     register,
@@ -38,12 +37,15 @@ class Proxy:
         address: host:port where it listens.
         delay_s: how long each piece of an answer stays here.
         resets: connections that were reset.
+        held: pieces of answers that had to wait for `resume`.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, port: int = 0) -> None:
         self.delay_s = 0.0
         self.resets = 0
+        self.held = 0
         self._target = target
+        self._port = port
         self._lifetimes: Iterator[int | None] = itertools.repeat(None)
         self._connections: set[_Connection] = set()
         self._passing: int | None = None
@@ -71,7 +73,6 @@ class Proxy:
 
     def close(self) -> None:
         """Resets all connections and listens no more."""
-        self.reset()
         self._loop.call_soon_threadsafe(self._closed.set)
         self._thread.join()
 
@@ -91,13 +92,14 @@ class Proxy:
 
     async def _run(self, listening: threading.Event) -> None:
         self._loop, self._closed = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         self.address = "{}:{}".format(*server.sockets[0].getsockname())
         listening.set()
         await self._closed.wait()
         server.close()
-        # Cancelled, they would be complained of.
-        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        while self._connections:  # those that come at the last moment too
+            self._reset()
+            await asyncio.sleep(0.01)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self._target.rpartition(":")
@@ -121,6 +123,7 @@ class Proxy:
             writer.write(part)
             if not piece:
                 return
+            self.held += 1
             await self._resumed.wait()
         writer.write(piece)
 
@@ -181,21 +184,29 @@ class _Connection:
 
 
 @pytest.fixture
-def proxy() -> Iterator[Callable[[str], Proxy]]:
-    """Puts a proxy before an address."""
+def proxy() -> Iterator[Callable[..., Proxy]]:
+    """Puts a proxy before an address: `proxy(ADDRESS, port=...)`."""
     with contextlib.ExitStack() as proxies:
 
-        def before(target: str) -> Proxy:
-            made = Proxy(target)
+        def before(target: str, port: int = 0) -> Proxy:
+            made = Proxy(target, port)
             proxies.callback(made.close)
             return made
 
         yield before
 
 
+@pytest.fixture(scope="session")
+def encoder(embedder_address: str) -> EncoderConfig:
+    """The encoder of the session's embedder, for versions that `make_version` writes."""
+    with Client(embedder_address) as client:
+        info = client.embedder_info()
+    return EncoderConfig(name=info.encoder, pooling=info.pooling, cols=info.cols)
+
+
 @pytest.fixture
 def own_embedder(tmp_path: Path) -> Iterator[ServiceProcess]:
-    """An embedder of the test's own."""
+    """An embedder of the test's own, with data in `tmp_path`/embedder."""
     flags = ["--port", "0", "--precision", "float32", "--data-dir", str(tmp_path / "embedder")]
     with started("embedder", flags, log=tmp_path / "embedder.log") as service:
         yield service
