@@ -144,7 +144,9 @@ class Database:
         committed: Callable[[T], None] | None = None,
     ) -> T:
         """`submit` for coroutines. A cancelled caller's write is done all the same."""
-        return await asyncio.shield(asyncio.wrap_future(self.submit(apply, committed)))
+        done = asyncio.wrap_future(self.submit(apply, committed))
+        done.add_done_callback(_noticed)
+        return await asyncio.shield(done)
 
     def close(self) -> None:
         """Commits what waits and closes all connections."""
@@ -249,6 +251,12 @@ class Database:
             except Exception as error:
                 log.exception("a committed write could not be applied in memory")
                 write.future.set_exception(error)
+
+
+def _noticed(done: asyncio.Future[Any]) -> None:
+    """A write that fails when its caller has left is no exception that nobody has handled."""
+    if not done.cancelled():
+        done.exception()
 
 
 @contextlib.contextmanager

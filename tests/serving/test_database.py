@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import sqlite3
 import threading
 import time
@@ -138,6 +139,31 @@ async def test_a_cancelled_callers_write_is_done(database: Database) -> None:
     go.set()
     await database.write(lambda c: None)
     assert numbers(database) == [5]
+
+
+async def test_a_write_that_fails_after_its_caller_has_left_is_not_complained_of(
+    database: Database,
+) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    entered, go = threading.Event(), threading.Event()
+
+    def fail(connection: sqlite3.Connection) -> None:
+        entered.set()
+        go.wait()
+        raise UnavailableError("not now")
+
+    task = asyncio.ensure_future(database.write(fail))
+    await asyncio.to_thread(entered.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await database.write(lambda c: None)
+    del task
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
 
 
 def test_a_write_cancelled_before_it_began_is_left_out(database: Database) -> None:
