@@ -59,6 +59,9 @@ class Child(Protocol):
     def stop(self) -> None:
         """Asks it to stop and waits."""
 
+    def verify(self) -> list[str]:
+        """What its own check finds wrong with its data, after a stop."""
+
 
 class Subject(Protocol):
     """What is done to a service, and what must be there afterwards."""
@@ -158,6 +161,7 @@ def run(child: Child, subject: Subject, kills: int, seed: int) -> Outcome:
     child.stop()
     report(subject.check(started()))
     child.stop()
+    report([Violation(Kind.DISAGREEMENT, f"verify: {line}") for line in child.verify()])
     return outcome
 
 
@@ -249,6 +253,12 @@ class ServiceChild:
         self._close()
         if status:
             raise RuntimeError(f"{self._module} ended with status {status}; see {self._log}")
+
+    def verify(self) -> list[str]:
+        """What `python -m MODULE verify` finds wrong, line by line."""
+        command = [sys.executable, "-m", self._module, "verify", "--data-dir", str(self._data)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        return [*ended.stdout.splitlines(), *ended.stderr.splitlines()] if ended.returncode else []
 
     def _writing(self) -> set[int]:
         """Inodes of what is being written now."""
