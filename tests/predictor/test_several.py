@@ -107,16 +107,62 @@ def predict(stubs: "Stubs") -> pb.Prediction:
     return stubs.predictions.Predict(pb.PredictRequest(query=query), timeout=30).prediction
 
 
+class Load:
+    """Callers with a connection each, who predict and ingest in turn until they are stopped."""
+
+    CALLERS = 8
+
+    def __init__(self, address: str) -> None:
+        self.failed: list[ForetellError] = []
+        self.ingested = [0] * self.CALLERS
+        self._before = [0] * self.CALLERS
+        self._address = address
+        self._stop = threading.Event()
+        self._callers = [
+            threading.Thread(target=self._run, args=(at,)) for at in range(self.CALLERS)
+        ]
+
+    def _run(self, at: int) -> None:
+        # Channels of equal settings would share one connection.
+        settings = ClientSettings(keepalive_s=30 + at)
+        with Client(predictor=self._address, settings=settings) as client:
+            while not self._stop.wait(0.05):
+                try:
+                    client.predict("ann")
+                    client.ingest_events([Event("bob", "view", item_id="tea-1")])
+                    self.ingested[at] += 1
+                except ForetellError as error:
+                    self.failed.append(error)
+
+    def __enter__(self) -> "Load":
+        for caller in self._callers:
+            caller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for caller in self._callers:
+            caller.join()
+
+    def goes_on(self) -> bool:
+        """Whether each caller has been answered since this was last true."""
+        now = list(self.ingested)
+        if all(after > before for before, after in zip(self._before, now, strict=True)):
+            self._before = now
+            return True
+        return False
+
+
 def test_two_processes_are_one_service(
     start_predictor: Start, connect_each: Callable[..., list["Stubs"]],
     make_version: Callable[..., Path], register: Callable[[Path], None],
-    catalogue_embedder: ServiceProcess, page_ports: tuple[int, int],
+    catalogue_embedder: ServiceProcess, page_ports: tuple[int, int], eventually: Eventually,
 ) -> None:  # fmt: skip
     flags = ["--processes", "2", "--metrics-port", str(page_ports[0])]
     service = start_predictor(catalogue_embedder.address, *flags)
     each = connect_each(service.address, page_ports)
-    children = workers(service)
-    assert len(children) == 2
+    before = workers(service)
+    assert len(before) == 2
 
     # An event that one has taken, the other sees at once.
     for number in range(50):
@@ -142,61 +188,26 @@ def test_two_processes_are_one_service(
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"predictor: cannot listen on 127.0.0.1:{port}"
 
-    # SIGTERM ends all of them; nothing more was printed than that they were ready.
-    assert service.stop() == 0
-    assert not any(alive(child) for child in children)
-    assert service.process.stdout is not None
-    assert service.process.stdout.read() == ""
-
-
-def test_killed_processes_are_replaced_and_end_with_their_supervisor(
-    start_predictor: Start, eventually: Eventually, absent: str, page_ports: tuple[int, int],
-) -> None:  # fmt: skip
-    flags = ["--processes", "2", "--metrics-port", str(page_ports[0])]
-    service = start_predictor(absent, *flags)
-    stop = threading.Event()
-    failed: list[ForetellError] = []
-    done = [0] * 8
-    ingested = [0] * len(done)
-
-    def load(at: int) -> None:
-        # Channels of equal settings would share one connection.
-        settings = ClientSettings(keepalive_s=30 + at)
-        with Client(predictor=service.address, settings=settings) as client:
-            while not stop.is_set():
-                try:
-                    client.predict("ann")
-                    client.ingest_events([Event("ann", "view", item_id="tea-1")])
-                    ingested[at] += 1
-                    done[at] += 1
-                except ForetellError as error:
-                    failed.append(error)
-
-    callers = [threading.Thread(target=load, args=(at,)) for at in range(len(done))]
-    for caller in callers:
-        caller.start()
-    try:
-        eventually(lambda: min(done) > 0)
-        before = workers(service)
-        killed = before.pop()
+    # One that is killed under load is replaced; no call fails, and no event is stored twice.
+    with Load(service.address) as load:
+        eventually(load.goes_on)
+        killed = min(before)
         os.kill(killed, signal.SIGKILL)
         eventually(lambda: len(workers(service) - {killed}) == 2)
-        assert before < workers(service)  # the other one went on
+        assert before - {killed} < workers(service)  # the other one went on
         eventually(lambda: not any(free(port) for port in page_ports))
-        done[:] = [0] * len(done)
-        eventually(lambda: min(done) > 0)
-    finally:
-        stop.set()
-        for caller in callers:
-            caller.join()
-    assert not failed
-    with Client(predictor=service.address) as client:
-        assert client.predictor_info().events == sum(ingested)  # none twice, tried again or not
+        load.goes_on()
+        eventually(load.goes_on)
+    assert not load.failed
+    info = connect_each(service.address, page_ports)[0].models.GetInfo(model_pb.GetInfoRequest())
+    assert info.events == 50 + sum(load.ingested)
 
-    children = workers(service)
-    service.kill()
-    eventually(lambda: not any(alive(child) for child in children))
-    eventually(lambda: free(int(service.address.rpartition(":")[2])))
+    # SIGTERM ends all of them; nothing more was printed than that they were ready.
+    last = workers(service)
+    assert service.stop() == 0
+    assert not any(alive(pid) for pid in last)
+    assert service.process.stdout is not None
+    assert service.process.stdout.read() == ""
 
 
 def test_settings_that_do_not_go_together_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

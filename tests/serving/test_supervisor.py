@@ -1,5 +1,7 @@
 """Several processes of a service: what their supervisor does when they do not behave."""
 
+import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -17,9 +19,14 @@ import os, signal, sys, time
 
 if sys.argv[1:2] == ["worker"]:
     with open("starts", "a") as file:
-        file.write(f"{time.monotonic()}\\n")
+        file.write(f"{os.getpid()} {time.monotonic()}\\n")
     if os.environ["MODE"] == "refuses":
         sys.exit(3)
+    if os.environ["MODE"] == "obeys":
+        from serving import supervisor
+        from serving.settings import ServiceSettings
+
+        supervisor.worker_settings(ServiceSettings, sys.argv[2:])
     if os.environ["MODE"] == "hangs":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("tiny ready at here", flush=True)
@@ -36,6 +43,12 @@ settings = ServiceSettings(drain_s=0, grace_s=0)
 sys.exit(supervisor.supervise("tiny", settings, int(os.environ["COUNT"])))
 """
 """A service whose workers do as MODE says."""
+
+
+def starts(folder: Path) -> list[str]:
+    """Process id and time of each start of a worker."""
+    return (folder / "starts").read_text().splitlines()
+
 
 Start = Callable[[str, int], subprocess.Popen[str]]
 
@@ -73,7 +86,7 @@ def test_what_dies_again_and_again_is_replaced_ever_later(start: Start, tmp_path
     times: list[float] = []
     while len(times) < 5:
         assert time.monotonic() < deadline
-        times = [float(line) for line in (tmp_path / "starts").read_text().split()]
+        times = [float(line.split()[1]) for line in starts(tmp_path)]
         time.sleep(0.02)
     gaps = [after - before for before, after in pairwise(times)]
     assert all(gap >= FIRST_BACKOFF_S * 2**n for n, gap in enumerate(gaps))
@@ -89,3 +102,17 @@ def test_what_does_not_end_is_killed(start: Start) -> None:
     service.send_signal(signal.SIGINT)
     service.communicate(timeout=60)
     assert service.returncode == 1
+
+
+def test_workers_end_with_their_supervisor(start: Start, tmp_path: Path) -> None:
+    service = start("obeys", 2)
+    assert service.stdout is not None
+    service.stdout.readline()
+    ends = [os.pidfd_open(int(line.split()[0])) for line in starts(tmp_path)]
+    assert len(ends) == 2
+    service.kill()
+    for end in ends:
+        with selectors.DefaultSelector() as selector:
+            selector.register(end, selectors.EVENT_READ)  # readable once the process has ended
+            assert selector.select(30)
+        os.close(end)
