@@ -72,7 +72,8 @@ def embedder_in(folder: Path, seed: int) -> Iterator[tuple[ServiceChild, Embedde
         data=data,
         unfinished="*.new",
     )
-    yield child, Embedder(seed)
+    with contextlib.closing(child):
+        yield child, Embedder(seed)
 
 
 @contextlib.contextmanager
@@ -87,7 +88,8 @@ def predictor_in(folder: Path, seed: int) -> Iterator[tuple[ServiceChild, Predic
             opening='"settings: ',
             data=data,
         )
-        yield child, Predictor(fakes.embedder_address)
+        with contextlib.closing(child):
+            yield child, Predictor(fakes.embedder_address)
 
 
 SERVICES: dict[str, Callable[[Path, int], Started]] = {
