@@ -1,10 +1,13 @@
 """Several predictor processes behind one port: what they cost, and that they are one service.
 
 The embedder and two predictors run over bench/shop.py with their default settings: one of a single
-process, one of two (`--processes 2`). Callers with a connection each, 16 for every process, send
-Predict with one call in flight. Rounds go through both services in turn; a figure is the median of
-the rounds, the ratio the median of the rounds' ratios. CPU time is that of the predictor's
-processes, user and system, supervisor included; neither the embedder's nor the callers'.
+process, one of two (`--processes 2`). Predict is called over 16 connections for each process, in
+two ways: at a steady rate (open loop, Poisson arrivals, the same rate for each process), and as
+fast as 16 callers for each process can, each with one call in flight. What a call costs there
+depends on how many of them share a pass of the model, so that is given too. Rounds go through all
+of that in turn; a figure is the median of the rounds, a ratio the median of the rounds' ratios. CPU
+time is that of the predictor's processes, user and system, supervisor included; neither the
+embedder's nor the callers'.
 
 Then one of the two processes is killed (SIGKILL) under the load of clients that retry.
 """
@@ -15,15 +18,20 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib import request
 
 import grpc.aio
+import numpy as np
 
 import foretell
 from bench import harness, shop
@@ -37,12 +45,14 @@ from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
 from serving.process import ServiceProcess, started
 
 EPILOG = """
-figures:
-  cpu_ms_per_call_1, cpu_ms_per_call_2
-                            CPU time of a Predict with one process and with two
-  cpu_ratio                 the second over the first
-  cpu_ratio_same_callers    the same where the two processes have as many callers as the one
-  calls_s_1, calls_s_2      Predict calls per second
+figures (N: 1, 2 processes):
+  cpu_ms_per_call_N         CPU time of a Predict at a steady rate
+  cpu_ratio                 with two processes over with one
+  busy_cpu_ms_per_call_N, busy_cpu_ratio
+                            the same as fast as 16 callers for each process can
+  calls_s_N                 Predict calls per second then
+  queries_per_pass_N, busy_queries_per_pass_N
+                            predictions that share a pass of the model, mean
   calls_on_kill, failed_calls_on_kill
                             calls while one of two processes was killed, and those that failed
   replaced_s                seconds from the kill until two processes served again
@@ -54,6 +64,9 @@ figures:
 CALLERS = 16
 """For each process, each with a connection of its own."""
 
+RATE = 60.0
+"""Calls per second for each process, of the steady rate."""
+
 CONNECTIONS = 16
 """To the two processes where it is asked what all see: the odds that they are of one process alone
 are 1 to 32,768."""
@@ -61,7 +74,7 @@ are 1 to 32,768."""
 EVENTS = 200
 """Taken through one connection and looked for through all."""
 
-MOST_ROUNDS = 5
+MOST_ROUNDS = 9
 ACTIVATIONS = 4
 KILL_AFTER_S = 3.0
 REPLACED_S = 60.0
@@ -82,97 +95,181 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.TemporaryDirectory(prefix="processes-") as folder,
         _services(Path(folder), versions) as (one, two),
     ):
-        figures |= asyncio.run(_cost(one, two, options.seconds, budget))
-        figures |= asyncio.run(_sight(two.address))
-        figures |= asyncio.run(_kill(two))
+        figures |= _cost((one, two), options.seconds, budget)
+        figures |= asyncio.run(_sight(two.process.address))
+        figures |= asyncio.run(_kill(two.process))
     for name, value in figures.items():
         say(f"{name:24} {value:.6g}" if value is not None else name)
     harness.finish("processes", harness.versions("grpcio", "protobuf", "torch"), figures)
     return 0
 
 
+@dataclass(frozen=True)
+class Service:
+    """A predictor of one process or more."""
+
+    processes: int
+    process: ServiceProcess
+    """The only one, or the supervisor."""
+    page: int
+    """Port of the first one's page of metrics."""
+
+    def passes(self) -> tuple[float, float]:
+        """Predictions and passes of the model until now."""
+        name = "foretell_forward_batch_queries"
+        pages = [
+            request.urlopen(f"http://127.0.0.1:{self.page + at}/metrics").read().decode()
+            for at in range(self.processes)
+        ]
+        queries, times = (
+            sum(float(line.split()[1]) for line in "\n".join(pages).splitlines()
+                if line.startswith(f"{name}_{what} "))
+            for what in ("sum", "count")
+        )  # fmt: skip
+        return queries, times
+
+
 @contextlib.contextmanager
-def _services(folder: Path, versions: Path) -> Iterator[tuple[ServiceProcess, ServiceProcess]]:
+def _services(folder: Path, versions: Path) -> Iterator[tuple[Service, Service]]:
     """Predictors of one process and of two over one data directory, which holds the shop."""
     log = folder / "log"
     port = ["--port", "0"]
+    page = _free_ports(3)
     with started("embedder", [*port, "--data-dir", str(folder / "embedder")], log=log) as embedder:
         data = folder / "predictor"
         flags = [*port, "--data-dir", str(data), "--embedder", embedder.address]
+        pages = [[*flags, "--metrics-port", str(number)] for number in (page, page + 1)]
         with (
-            started("predictor", flags, log=log) as one,
-            started("predictor", [*flags, "--processes", "2"], log=log) as two,
+            started("predictor", pages[0], log=log) as one,
+            started("predictor", [*pages[1], "--processes", "2"], log=log) as two,
         ):
             shop.fill(embedder, one)
             for name in (shop.PLAIN, shop.RANKED):
                 shop.register(versions / name, data)
             with foretell.Client(predictor=one.address) as client:
                 client.activate_model(shop.PLAIN)
-            yield one, two
+            yield Service(1, one, page), Service(2, two, page + 1)
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    while True:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            sockets[0].bind(("127.0.0.1", 0))
+            first = int(sockets[0].getsockname()[1])
+            for at, one in enumerate(sockets[1:], 1):
+                one.bind(("127.0.0.1", first + at))
+            return first
 
 
 # --- What a call costs ----------------------------------------------------------------------------
 
 
-async def _cost(
-    one: ServiceProcess, two: ServiceProcess, seconds: float, budget: Budget
-) -> Figures:
-    costs: list[tuple[float, float, float]] = []
-    rates: list[tuple[float, float]] = []
-    while len(costs) < MOST_ROUNDS and (
-        not costs or budget.spent * (1 + 1 / len(costs)) < budget.seconds
+@dataclass(frozen=True)
+class Cost:
+    """What was measured of a service under a load."""
+
+    cpu_ms: float
+    """Of a call."""
+    rate: float
+    """Calls per second."""
+    batch: float
+    """Predictions that share a pass of the model, mean."""
+
+
+def _cost(services: Sequence[Service], seconds: float, budget: Budget) -> Figures:
+    rounds: list[dict[str, Cost]] = []
+    while len(rounds) < MOST_ROUNDS and (
+        not rounds or budget.spent * (1 + 1 / len(rounds)) < budget.seconds
     ):
-        cost_1, rate_1 = await _measure(one, CALLERS, seconds)
-        cost_2, rate_2 = await _measure(two, 2 * CALLERS, seconds)
-        cost_same, _ = await _measure(two, CALLERS, seconds)
-        costs.append((cost_1, cost_2, cost_same))
-        rates.append((rate_1, rate_2))
-        in_ms = ", ".join(f"{cost:.3f} ms" for cost in costs[-1])
-        say(f"round {len(costs)}: {in_ms}; {budget.spent:.0f} s")
-    return {
-        "rounds": len(costs),
-        "cpu_ms_per_call_1": median(first for first, _, _ in costs),
-        "cpu_ms_per_call_2": median(second for _, second, _ in costs),
-        "cpu_ratio": median(second / first for first, second, _ in costs),
-        "cpu_ratio_same_callers": median(same / first for first, _, same in costs),
-        "calls_s_1": median(rate for rate, _ in rates),
-        "calls_s_2": median(rate for _, rate in rates),
-    }
+        rounds.append(
+            {
+                f"{way}{service.processes}": asyncio.run(_measure(service, rate, seconds))
+                for way, rate in (("", RATE), ("busy_", None))
+                for service in services
+            }
+        )
+        costs = ", ".join(f"{name} {cost.cpu_ms:.3f} ms" for name, cost in rounds[-1].items())
+        say(f"round {len(rounds)}: {costs}; {budget.spent:.0f} s")
+    figures: Figures = {"rounds": len(rounds)}
+    for way in ("", "busy_"):
+        for number in (1, 2):
+            measured = [costs[f"{way}{number}"] for costs in rounds]
+            figures[f"{way}cpu_ms_per_call_{number}"] = median(cost.cpu_ms for cost in measured)
+            figures[f"{way}queries_per_pass_{number}"] = median(cost.batch for cost in measured)
+            if way:
+                figures[f"calls_s_{number}"] = median(cost.rate for cost in measured)
+        figures[f"{way}cpu_ratio"] = median(
+            costs[f"{way}2"].cpu_ms / costs[f"{way}1"].cpu_ms for costs in rounds
+        )
+    return figures
 
 
-async def _measure(service: ServiceProcess, callers: int, seconds: float) -> tuple[float, float]:
-    """Milliseconds of CPU that a Predict costs, and calls per second."""
-    requests = [
+async def _measure(service: Service, rate: float | None, seconds: float) -> Cost:
+    """What a Predict costs at so many calls per second for each process; None: at all there are."""
+    connections = CALLERS * service.processes
+    drive = _as_fast_as_they_can if rate is None else _steadily(rate * service.processes)
+    async with _connections(service.process.address, connections) as channels:
+        stubs = [prediction_grpc.PredictionServiceStub(channel) for channel in channels]
+        await drive(stubs, time.perf_counter() + seconds / 4)  # warms up
+        begin, cpu_s, passes = time.perf_counter(), _cpu_s(service), service.passes()
+        calls = await drive(stubs, begin + seconds)
+        took = time.perf_counter() - begin
+        cpu_s = _cpu_s(service) - cpu_s
+    queries, times = (
+        after - before for after, before in zip(service.passes(), passes, strict=True)
+    )
+    return Cost(cpu_s / calls * 1e3, calls / took, queries / times)
+
+
+Drive = Callable[[Sequence[Any], float], Awaitable[int]]
+"""Calls by stubs until a time, and gives how many calls it were."""
+
+
+async def _as_fast_as_they_can(stubs: Sequence[Any], end: float) -> int:
+    requests = cycle(_requests())
+
+    async def caller(stub: Any) -> int:
+        calls = 0
+        while time.perf_counter() < end:
+            await stub.Predict(next(requests), timeout=30)
+            calls += 1
+        return calls
+
+    return sum(await asyncio.gather(*map(caller, stubs)))
+
+
+def _steadily(rate: float) -> Drive:
+    """Poisson arrivals of so many calls per second, however fast the answers come."""
+    rng = np.random.default_rng(3)
+
+    async def drive(stubs: Sequence[Any], end: float) -> int:
+        calls: list[Awaitable[object]] = []
+        due = time.perf_counter()
+        for stub, query in zip(cycle(stubs), cycle(_requests()), strict=False):
+            due += rng.exponential(1 / rate)
+            if due > end:
+                break
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            calls.append(asyncio.ensure_future(stub.Predict(query, timeout=30)))
+        await asyncio.gather(*calls)
+        return len(calls)
+
+    return drive
+
+
+def _requests() -> list[prediction_pb.PredictRequest]:
+    return [
         prediction_pb.PredictRequest(query=prediction_pb.PredictionQuery(user_id=user, k=10))
         for user in shop.users()
     ]
-    async with _connections(service.address, callers) as channels:
-        stubs = [prediction_grpc.PredictionServiceStub(channel) for channel in channels]
-        turns = iter(range(10**9))
-
-        async def until(end: float) -> int:
-            """Calls until then."""
-
-            async def caller(stub: Any) -> int:
-                calls = 0
-                while time.perf_counter() < end:
-                    await stub.Predict(requests[next(turns) % len(requests)], timeout=30)
-                    calls += 1
-                return calls
-
-            return sum(await asyncio.gather(*map(caller, stubs)))
-
-        await until(time.perf_counter() + seconds / 4)  # warms up
-        begin, before = time.perf_counter(), _cpu_s(service)
-        calls = await until(begin + seconds)
-        took, spent = time.perf_counter() - begin, _cpu_s(service) - before
-    return spent / calls * 1e3, calls / took
 
 
-def _cpu_s(service: ServiceProcess) -> float:
+def _cpu_s(service: Service) -> float:
     """Seconds of CPU that a service's processes have used, those that still run."""
     ticks = 0
-    for pid in (service.process.pid, *_workers(service)):
+    for pid in (service.process.process.pid, *_workers(service.process)):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # utime and stime; see proc(5)
     return ticks / os.sysconf("SC_CLK_TCK")
