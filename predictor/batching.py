@@ -5,45 +5,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from foretell.errors import ForetellError
 from serving import tracing
 
 Q = TypeVar("Q")
 R = TypeVar("R")
 
 
+class _Group(NamedTuple, Generic[Q, R]):
+    """Elements of one caller, and where it waits for their results."""
+
+    elements: Sequence[Q]
+    future: asyncio.Future[Sequence[R]]
+    context: Context
+
+
 class Batcher(Generic[Q, R]):
     """Hands elements to `run` in batches, without ever waiting for one to fill.
 
     Args:
-        run: answers a batch, one result or error per element; only `concurrent` of them run at
-            a time.
-        size: elements of a batch at most.
+        run: answers a batch, one result per element; only `concurrent` of them run at a time.
+        size: elements of a batch at most; a caller's own are never divided.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Q]], Awaitable[Sequence[R | ForetellError]]],
+        run: Callable[[Sequence[Q]], Awaitable[Sequence[R]]],
         size: int,
         concurrent: int = 1,
     ) -> None:
         self._run = run
         self._size = size
         self._free = concurrent
-        self._waiting: list[tuple[Q, asyncio.Future[R], Context]] = []
+        self._waiting: list[_Group[Q, R]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, element: Q) -> R:
-        """The element's result.
-
-        Raises:
-            ForetellError: its own error; any exception of the whole batch.
-        """
+    async def submit(self, elements: Sequence[Q]) -> Sequence[R]:
+        """The elements' results. Raises what the batch raised."""
+        if not elements:
+            return []
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        self._waiting.append((element, future, copy_context()))
+        future: asyncio.Future[Sequence[R]] = loop.create_future()
+        self._waiting.append(_Group(elements, future, copy_context()))
         if self._free:
             # Not at once: what else this turn of the loop brings comes along.
             loop.call_soon(self._start)
@@ -51,36 +55,43 @@ class Batcher(Generic[Q, R]):
 
     def _start(self) -> None:
         while self._free and self._waiting:
-            batch, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-            # Who has left (deadline, cancellation) costs nothing more.
-            batch = [one for one in batch if not one[1].done()]
+            batch = self._next()
             if batch:
                 self._free -= 1
-                context = tracing.chosen([context for _, _, context in batch])
-                task = asyncio.get_running_loop().create_task(
-                    self._serve([(element, future) for element, future, _ in batch]),
-                    context=context,
-                )
+                context = tracing.chosen([group.context for group in batch])
+                task = asyncio.get_running_loop().create_task(self._serve(batch), context=context)
                 self._tasks.add(task)  # the loop itself keeps no reference
                 task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, batch: list[tuple[Q, asyncio.Future[R]]]) -> None:
+    def _next(self) -> list[_Group[Q, R]]:
+        """The groups that have waited longest and fit together: at least one, if any waits."""
+        # Who has left (deadline, cancellation) costs nothing more.
+        waiting = [group for group in self._waiting if not group.future.done()]
+        count = elements = 0
+        for group in waiting:
+            elements += len(group.elements)
+            if count and elements > self._size:
+                break
+            count += 1
+        self._waiting = waiting[count:]
+        return waiting[:count]
+
+    async def _serve(self, batch: list[_Group[Q, R]]) -> None:
         try:
-            results = await self._run([element for element, _ in batch])
+            results = await self._run([element for group in batch for element in group.elements])
         except BaseException as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for group in batch:
+                if not group.future.done():
+                    group.future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            for (_, future), result in zip(batch, results, strict=True):
-                if future.done():
-                    continue
-                if isinstance(result, ForetellError):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
+            begin = 0
+            for group in batch:
+                end = begin + len(group.elements)
+                if not group.future.done():
+                    group.future.set_result(results[begin:end])
+                begin = end
         finally:
             self._free += 1
             self._start()

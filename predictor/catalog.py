@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,7 @@ class Catalog:
             known: (rows,).
         """
         with self._lock:
-            get = self._rows.get
-            rows = np.fromiter((get(item_id, -1) for item_id in ids), np.int64, len(ids))
+            rows = np.fromiter(map(self._rows.get, ids, repeat(-1)), np.int64, len(ids))
             found = (rows >= 0) & ~known
             vectors[found] = self._matrix[rows[found]]
         known |= found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +65,51 @@ class PastEvent(NamedTuple):
     """Of stored events only where it was asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """Events of a user as predictions read them, oldest first: PastEvent's fields as columns."""
+
+    behavior_types: Sequence[str] = ()
+    times_us: Sequence[int] = ()
+    item_ids: Sequence[str] = ()
+    text_ids: Sequence[str] = ()
+    texts: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, events: Iterable[PastEvent]) -> History:
+        """The events as columns."""
+        return cls(*map(list, zip(*events, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.times_us)
+
+    def last(self, count: int) -> History:
+        """The latest `count` of them; at least one is asked for."""
+        if len(self) <= count:
+            return self
+        return History(
+            self.behavior_types[-count:],
+            self.times_us[-count:],
+            self.item_ids[-count:],
+            self.text_ids[-count:],
+            self.texts[-count:],
+        )
+
+    def followed_by(self, later: History) -> History:
+        """These events, then the others."""
+        if not len(later):
+            return self
+        if not len(self):
+            return later
+        return History(
+            [*self.behavior_types, *later.behavior_types],
+            [*self.times_us, *later.times_us],
+            [*self.item_ids, *later.item_ids],
+            [*self.text_ids, *later.text_ids],
+            [*self.texts, *later.texts],
+        )
+
+
 class StoredEvent(NamedTuple):
     """An event as it was ingested, with its place in the order of the list."""
 
@@ -109,17 +154,20 @@ class EventStore:
 
     def histories(
         self, user_ids: Sequence[str], last: int, *, texts: bool = False
-    ) -> dict[str, list[PastEvent]]:
-        """The users' last events, oldest first; their texts too if asked for.
+    ) -> dict[str, History]:
+        """The users' last events; their texts too if asked for.
 
-        Unknown users are left out. Each user is one row, in JSON: sqlite3 lets other threads run
-        between two rows, and takes its turn among them before the next.
+        Unknown users are left out. Each user is one row, whose columns are JSON: sqlite3 lets other
+        threads run between two rows, and takes its turn among them before the next.
         """
         text = "coalesce(texts.text, '')" if texts else "''"
         rows = self.db.connection().execute(
             f"""
             SELECT user_id, (
-                SELECT json_group_array(json_array(type, time, item_id, text_id, text)) FROM (
+                SELECT json_array(
+                    json_group_array(type), json_group_array(time), json_group_array(item_id),
+                    json_group_array(text_id), json_group_array(text)
+                ) FROM (
                     SELECT types.name AS type, time, coalesce(item_id, '') AS item_id,
                         coalesce(text_id, '') AS text_id, {text} AS text
                     FROM events INDEXED BY events_of_user
@@ -134,8 +182,8 @@ class EventStore:
             (last, json.dumps(user_ids)),
         )
         return {
-            user_id: [PastEvent._make(event) for event in reversed(orjson.loads(events))]
-            for user_id, events in rows
+            user_id: History(*(column[::-1] for column in orjson.loads(columns)))
+            for user_id, columns in rows
         }
 
     def items_of(self, user_id: str) -> tuple[int, list[str]]:

@@ -17,7 +17,7 @@ from foretell import limits
 from foretell.errors import ForetellError
 from foretell.predictor.v1 import prediction_service_pb2 as pb
 from predictor.activation import ServedModel
-from predictor.events import EventStore, PastEvent, Popularity
+from predictor.events import EventStore, History, Popularity
 from predictor.patience import Patience
 from predictor.retrieval import Retrieval
 from predictor.selection import Selection
@@ -49,15 +49,13 @@ class Fallback:
             self._catalog = served.items
         self._patience = patience
 
-    async def content(self, selection: Selection, history: Sequence[PastEvent]) -> None:
+    async def content(self, selection: Selection, history: History) -> None:
         """Adds what is similar to the latest items and texts; not these items themselves.
 
         Without the embedder there is nothing to add.
         """
-        sources = list(_latest(history))
-        ids = [event.item_id for event in sources if event.item_id]
-        texts = [event.text for event in sources if not event.item_id]
-        if not sources or selection.allow == []:
+        ids, texts = _latest(history)
+        if not (ids or texts) or selection.allow == []:
             return
         k = min(limits.K, selection.k + len(selection.deny) + len(ids))
         try:
@@ -69,9 +67,7 @@ class Fallback:
             if item_id not in ids:
                 selection.add(item_id, similar[item_id], pb.METHOD_CONTENT)
 
-    async def personal(
-        self, selection: Selection, user_id: str, inline: Sequence[PastEvent]
-    ) -> None:
+    async def personal(self, selection: Selection, user_id: str, inline: History) -> None:
         """Adds what the user had before: most often first, of equals the latest."""
         if selection.wanted <= 0:
             return
@@ -79,7 +75,7 @@ class Fallback:
         items: list[str] = []
         if user_id:
             events, items = await asyncio.to_thread(self._popular.store.items_of, user_id)
-        latest_first = [event.item_id for event in reversed(inline) if event.item_id] + items
+        latest_first = [item_id for item_id in reversed(inline.item_ids) if item_id] + items
         # A Counter keeps the order of first occurrence among equals.
         ranked = dict(Counter(latest_first).most_common())
         await self._add_counted(
@@ -146,16 +142,15 @@ class Fallback:
                         return
 
 
-def _latest(history: Sequence[PastEvent]) -> Iterable[PastEvent]:
-    """The latest events with an item or a text, each item and text once."""
-    seen: set[str] = set()
-    for event in reversed(history):
-        name = event.item_id or event.text
-        if name and name not in seen:
-            seen.add(name)
-            yield event
+def _latest(history: History) -> tuple[list[str], list[str]]:
+    """The latest items, and texts of events without one; each once."""
+    seen: dict[str, bool] = {}
+    for item_id, text in zip(reversed(history.item_ids), reversed(history.texts), strict=True):
+        if item_id or text:
+            seen.setdefault(item_id or text, bool(item_id))
         if len(seen) == CONTENT_EVENTS:
-            return
+            break
+    return [name for name in seen if seen[name]], [name for name in seen if not seen[name]]
 
 
 class PopularItems:

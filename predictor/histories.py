@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
 
 import numpy as np
 
 from predictor.activation import ServedModel
-from predictor.events import PastEvent
+from predictor.events import History
 from predictor.models.history import NONE, UNKNOWN, Histories, Ints, asked_at
 
 
@@ -42,26 +43,30 @@ class ItemNumbers:
 
 
 def whole_histories(
-    served: ServedModel, histories: Sequence[Sequence[PastEvent]], numbers: ItemNumbers
+    served: ServedModel, histories: Sequence[History], numbers: ItemNumbers
 ) -> Histories:
     """Histories as ranker and type models read them, as of now."""
-    events = [event for history in histories for event in history]
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
-    index = served.type_index
-    time_us = _ascending(
-        np.fromiter((event.time_us for event in events), np.int64, len(events)), lengths
-    )
+    types = chain.from_iterable(history.behavior_types for history in histories)
+    items = chain.from_iterable(history.item_ids for history in histories)
+    time_us = _ascending(times(histories), lengths)
     now = np.full(len(histories), time.time_ns() // 1_000)
     last = now.copy()
     some = lengths > 0
     last[some] = time_us[np.cumsum(lengths)[some] - 1]
     return Histories(
-        np.array(numbers.of(event.item_id for event in events), np.int64),
-        np.fromiter((index.get(e.behavior_type, UNKNOWN) for e in events), np.int64, len(events)),
+        np.array(numbers.of(items), np.int64),
+        np.fromiter(map(served.type_index.get, types, repeat(UNKNOWN)), np.int64, len(time_us)),
         time_us,
         lengths,
         asked_at(now, last, served.version.config.horizon),
     )
+
+
+def times(histories: Sequence[History]) -> Ints:
+    """(events,) microseconds of all histories, one behind the other."""
+    count = sum(map(len, histories))
+    return np.fromiter(chain.from_iterable(each.times_us for each in histories), np.int64, count)
 
 
 def _ascending(time_us: Ints, lengths: Ints) -> Ints:

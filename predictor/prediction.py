@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +20,27 @@ from foretell.predictor.v1 import prediction_service_pb2 as pb
 from foretell.vectors import Vectors, from_block
 from predictor.activation import Models, ServedModel
 from predictor.batching import Batcher
-from predictor.events import EventStore, PastEvent
+from predictor.events import EventStore, History
 from predictor.fallback import Fallback, PopularItems
-from predictor.models.version import Version
+from predictor.finding import Finder, Wanted
 from predictor.patience import Patience
-from predictor.ranking import Ranked, RankRequest, item_types, rank_batch
+from predictor.ranking import item_types
 from predictor.reading import Reading, Request, read_batch
-from predictor.retrieval import Retrieval, VectorSearch
+from predictor.retrieval import Retrieval
 from predictor.selection import Selection
 from serving import tracing
 from serving.metrics import Observe, unobserved
 
 log = logging.getLogger(__name__)
 
-NOTHING = np.zeros(0, np.float32)
+NO_HISTORY = History()
+
+_WITHOUT_MODEL = {
+    pb.FALLBACK_REASON_NO_HISTORY,
+    pb.FALLBACK_REASON_NO_MODEL,
+    pb.FALLBACK_REASON_NO_ITEM_HEAD,
+}
+"""Reasons for which the embedder is asked for similar items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,8 @@ class Query:
     """Whose next behavior, and which items may be answered."""
 
     user_id: str = ""
-    history: Sequence[PastEvent] = ()
-    """Follows the stored events; in the order of time."""
+    history: History = NO_HISTORY
+    """Follows the stored events."""
     k: int | None = None
     """None: the default; all where `rank` is given."""
     allow: Sequence[str] = ()
@@ -54,16 +60,16 @@ class Query:
     """The items to order, of a Rank."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Answering:
     """One query on its way to its answer."""
 
     query: Query
-    served: ServedModel | None
     reading: Reading
     prediction: pb.Prediction
-    timings: common_pb2.Timings
-    patience: Patience
+    selection: Selection
+    complete: bool = False
+    """Whether there are no other items to add."""
 
 
 class Predictor:
@@ -89,204 +95,219 @@ class Predictor:
         self._history_events = history_events
         self._popular = PopularItems(store)
         self._worker = ThreadPoolExecutor(1, "sequence model")
-        self._ranker: Batcher[RankRequest, Ranked] = Batcher(self._rank, limits.QUERIES)
         self._reader: Batcher[Request, Reading] = Batcher(self._read, limits.QUERIES)
+        self._finder = Finder(retrieval, self._worker)
 
     async def predict(
-        self, query: Query, deadline: float | None
-    ) -> tuple[pb.Prediction, common_pb2.Timings]:
-        """The next behavior types and items.
+        self, queries: Sequence[Query], into: Sequence[pb.Prediction], deadline: float | None
+    ) -> common_pb2.Timings:
+        """The next behavior types and items of some users.
 
         Args:
-            query: a checked one.
+            queries: checked ones; at most limits.QUERIES.
+            into: an empty message for each, which is filled.
             deadline: of the event loop's clock, until when an answer is of use; None: any time.
         """
         begin = time.perf_counter_ns()
         served, patience = self._models.served, Patience(deadline)
-        text_vectors = await self._inline_vectors(served, query, patience)
+        requests = await self._requests(queries, served, patience)
         submitted = time.perf_counter_ns()
         with tracing.span("read and forward"):
-            reading = await self._reader.submit(
-                Request(
-                    served,
-                    query.user_id,
-                    query.history,
-                    text_vectors,
-                    _repeats_excluded(query, served),
-                    self._history_events,
-                )
-            )
-        waited_us = (time.perf_counter_ns() - submitted) // 1_000 - reading.worked_us
-        timings = common_pb2.Timings(queue_us=max(0, waited_us), forward_us=reading.forward_us)
-        prediction = pb.Prediction(
-            behavior_types=[
-                pb.BehaviorTypeProbability(behavior_type=name, probability=probability)
-                for name, probability in reading.types
-            ],
-            model_version=served.name if served else "",
-            fallback_reason=_fallback_reason(served, reading),
-            pending_texts=reading.pending_texts,
-            history_events=len(reading.history),
-            predicted_behavior_type=reading.predicted_type,
-            expected_gap_s=reading.expected_gap_s,
-        )
-        answering = _Answering(query, served, reading, prediction, timings, patience)
-        await self._items(answering)
-        self.answered[prediction.fallback_reason] += 1
+            readings = await self._reader.submit(requests)
+        waited_us = (time.perf_counter_ns() - submitted) // 1_000
+        timings = common_pb2.Timings()
+        for reading in readings:  # of one batch
+            timings.queue_us = max(0, waited_us - reading.worked_us)
+            timings.forward_us = reading.forward_us
+        answering = [
+            _answering(query, served, reading, prediction)
+            for query, reading, prediction in zip(queries, readings, into, strict=True)
+        ]
+        await self._find(served, answering, patience, timings)
+        await self._complete(served, answering, patience)
+        self.answered.update(prediction.fallback_reason for prediction in into)
         timings.total_us = (time.perf_counter_ns() - begin) // 1_000
-        return prediction, timings
+        return timings
 
     def close(self) -> None:
         """Ends the worker thread."""
         self._worker.shutdown()
 
-    async def _read(self, requests: Sequence[Request]) -> list[Reading | ForetellError]:
-        loop = asyncio.get_running_loop()
+    async def _read(self, requests: Sequence[Request]) -> list[Reading]:
         work = partial(read_batch, self._store, requests)
-        readings = await loop.run_in_executor(self._worker, work)
+        readings = await asyncio.get_running_loop().run_in_executor(self._worker, work)
         forward_us = max(reading.forward_us for reading in readings)
         if forward_us:  # there is a model
             self._observe(forward_us / 1e6, len(readings))
-        return list(readings)
+        return readings
 
-    async def _rank(self, requests: Sequence[RankRequest]) -> list[Ranked | ForetellError]:
-        loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._worker, partial(rank_batch, requests)))
+    async def _requests(
+        self, queries: Sequence[Query], served: ServedModel | None, patience: Patience
+    ) -> list[Request]:
+        """What to read for each query, with the vectors of its texts that no collection holds."""
+        unknown = [_unknown_texts(query.history, served) for query in queries]
+        vectors: Sequence[Mapping[str, Vectors]] = [{}] * len(queries)
+        if served is not None and served.texts is not None and any(unknown):
+            name = served.texts.collection
+            vectors = await asyncio.gather(
+                *(self._embedded(texts, name, patience) for texts in unknown)
+            )
+        return [
+            Request(
+                served,
+                query.user_id,
+                query.history,
+                of_texts,
+                _repeats_excluded(query, served),
+                self._history_events,
+            )
+            for query, of_texts in zip(queries, vectors, strict=True)
+        ]
 
-    async def _inline_vectors(
-        self, served: ServedModel | None, query: Query, patience: Patience
+    async def _embedded(
+        self, texts: Mapping[str, str], collection: str, patience: Patience
     ) -> dict[str, Vectors]:
-        """Vectors of texts of the inline history that no collection holds."""
-        if served is None or served.texts is None:
-            return {}
-        items, texts = served.items, served.texts
-        unknown = {
-            event.text_id: event.text
-            for event in query.history
-            if event.text_id
-            and event.text_id not in texts
-            and not (items is not None and event.item_id in items)
-        }
-        if not unknown:
+        """The vectors of texts, by text_id like these; the embedder may lack some."""
+        if not texts:
             return {}
         try:
             async with patience.waiting():
-                answer = await self._retrieval.embed(list(unknown.values()), texts.collection)
+                answer = await self._retrieval.embed(list(texts.values()), collection)
         except ForetellError:
             return {}  # they count as pending
         vectors = from_block(answer.vectors)
         failed = {failure.index for failure in answer.failures}
-        return {text_id: vectors[at] for at, text_id in enumerate(unknown) if at not in failed}
+        return {text_id: vectors[at] for at, text_id in enumerate(texts) if at not in failed}
 
-    async def _items(self, answering: _Answering) -> None:
-        """Puts the items into the prediction: the model's if it can, else the fallbacks'."""
-        query, prediction = answering.query, answering.prediction
-        fallback = Fallback(self._popular, self._retrieval, answering.served, answering.patience)
-        selection = Selection(
-            query.k or (limits.K_DEFAULT if query.rank is None else len(set(query.rank))),
-            _allowed(query),
-            answering.reading.own_items.union(query.deny),
-        )
-        complete = False
-        if prediction.fallback_reason:
-            await fallback.content(selection, answering.reading.history)
-        else:
-            try:
-                async with answering.patience.waiting():
-                    complete = await self._search(answering, selection)
-            except ForetellError as error:
-                _note(error)
-                prediction.fallback_reason = pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
-        if not complete:
-            await fallback.personal(selection, query.user_id, query.history)
-            await fallback.popular(selection)
-        prediction.items.extend(selection.items)
-        if query.rank is not None:
-            await self._item_types(answering)
-        prediction.missing_ids.extend(await _missing(query, fallback))
-        prediction.shortfall_reason = _shortfall(query, selection, prediction)
+    async def _find(
+        self,
+        served: ServedModel | None,
+        answering: Sequence[_Answering],
+        patience: Patience,
+        timings: common_pb2.Timings,
+    ) -> None:
+        """Adds the model's items to the answers that it can make."""
+        asked: list[_Answering] = []
+        wanted: list[Wanted] = []
+        for one in answering:
+            if one.prediction.fallback_reason or served is None or one.reading.query is None:
+                continue
+            if one.selection.allow == []:
+                one.complete = True
+                continue
+            asked.append(one)
+            wanted.append(
+                Wanted(
+                    served,
+                    one.reading.query,
+                    one.reading.history,
+                    one.selection.k,
+                    one.selection.allow,
+                    one.selection.deny,
+                    not _repeats_excluded(one.query, served),
+                )
+            )
+        if not wanted:
+            return
+        try:
+            async with patience.waiting():
+                answers = await self._finder.find(wanted)
+        except UnavailableError:  # the deadline is near
+            for one in asked:
+                one.prediction.fallback_reason = pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
+            return
+        for one, found in zip(asked, answers, strict=True):
+            if found.error is not None:
+                _note(found.error)
+                one.prediction.fallback_reason = pb.FALLBACK_REASON_EMBEDDER_UNAVAILABLE
+                continue
+            ids, scores = found.candidates
+            best = len(found.probabilities)
+            rows = zip(ids[:best], scores[:best].tolist(), found.probabilities, strict=True)
+            for item_id, score, probability in rows:
+                one.selection.add(item_id, score, pb.METHOD_MODEL, probability)
+            one.prediction.candidates = len(ids)
+            one.complete = one.selection.wanted <= 0 or found.exhausted
+        timings.search_us = max(found.search_us for found in answers)
+        timings.forward_us += max(found.rank_us for found in answers)
 
-    async def _item_types(self, answering: _Answering) -> None:
+    async def _complete(
+        self, served: ServedModel | None, answering: Sequence[_Answering], patience: Patience
+    ) -> None:
+        """Adds what the fallbacks have, and what is said of the items as a whole."""
+        fallback = Fallback(self._popular, self._retrieval, served, patience)
+        short = [one for one in answering if not one.complete]
+        if short:
+            await asyncio.gather(*(_fall_back(fallback, one) for one in short))
+        for one in answering:
+            query, prediction = one.query, one.prediction
+            if query.rank is not None:
+                await self._item_types(served, one)
+            if query.rank is not None or query.allow or len(query.history):
+                prediction.missing_ids.extend(await _missing(query, fallback))
+            prediction.shortfall_reason = _shortfall(query, one.selection, prediction)
+
+    async def _item_types(self, served: ServedModel | None, one: _Answering) -> None:
         """Adds to each item what the user would do with it, if the version has learned that."""
-        served, items = answering.served, answering.prediction.items
+        items = one.prediction.items
         if served is None or served.version.item_type_model is None or not items:
             return
         loop = asyncio.get_running_loop()
         ids = [item.item_id for item in items]
-        work = partial(item_types, served, answering.reading.history, ids)
+        work = partial(item_types, served, one.reading.history, ids)
         probabilities = await loop.run_in_executor(self._worker, work)
         names = served.version.config.behavior_types
         for item, row in zip(items, probabilities, strict=True):
             for at in np.argsort(-row, kind="stable").tolist():
                 item.behavior_types.add(behavior_type=names[at], probability=float(row[at]))
 
-    async def _search(self, answering: _Answering, selection: Selection) -> bool:
-        """Adds the model's items; whether there are no others that may be answered.
 
-        Raises:
-            ForetellError: the embedder does not answer.
-        """
-        served, reading = answering.served, answering.reading
-        assert served is not None
-        assert served.items is not None
-        assert reading.query is not None
-        if selection.allow == []:
-            return True
-        if selection.allow is None and not served.asked_for(selection.k):
-            found = await self._ranked(answering, served, selection, Ranked([], NOTHING))
-            return self._added(answering, selection, found)
-        deny: Sequence[str] = () if selection.allow else list(selection.deny)
-        # What does not fit into the call's filter is left out afterwards.
-        sent, rest = deny[: limits.FILTER_IDS], deny[limits.FILTER_IDS :]
-        k = min(limits.K, max(served.asked_for(selection.k), selection.k) + len(rest))
-        with tracing.span("search"):
-            hits = await self._retrieval.search(
-                VectorSearch(served.items.collection, reading.query, k, selection.allow or (), sent)
-            )
-        answering.timings.search_us = hits.search_us
-        found = Ranked(hits.ids, hits.scores)
-        if rest:  # denied ids that were too many for the filter do not belong to the candidates
-            keep = np.array([item_id not in selection.deny for item_id in hits.ids], np.bool_)
-            found = Ranked(list(itertools.compress(hits.ids, keep)), hits.scores[keep])
-        if served.version.ranker is not None:
-            found = await self._ranked(answering, served, selection, found)
-        return self._added(answering, selection, found) or len(hits.ids) < k
+def _unknown_texts(history: History, served: ServedModel | None) -> dict[str, str]:
+    """text_id to text of events whose vector no collection holds."""
+    if served is None or served.texts is None or not len(history):
+        return {}
+    items, texts = served.items, served.texts
+    return {
+        text_id: text
+        for text_id, text, item_id in zip(
+            history.text_ids, history.texts, history.item_ids, strict=True
+        )
+        if text_id and text_id not in texts and not (items is not None and item_id in items)
+    }
 
-    def _added(self, answering: _Answering, selection: Selection, found: Ranked) -> bool:
-        """Adds the candidates to the answer; whether they are enough."""
-        assert answering.served is not None
-        _add(answering.served.version, found, selection)
-        answering.prediction.candidates = len(found.ids)
-        return selection.wanted <= 0
 
-    async def _ranked(
-        self, answering: _Answering, served: ServedModel, selection: Selection, found: Ranked
-    ) -> Ranked:
-        """The second stage: what Search found, and what the ranker adds, in its order."""
-        begin = time.perf_counter_ns()
-        assert answering.reading.query is not None
-        with tracing.span("rank"):
-            ranked = await self._ranker.submit(
-                RankRequest(
-                    served,
-                    answering.reading.history,
-                    answering.reading.query,
-                    dict(zip(found.ids, found.scores.tolist(), strict=True)),
-                    selection.allow is None,
-                    not _repeats_excluded(answering.query, served),
-                    selection.deny,
-                )
-            )
-        answering.timings.forward_us += (time.perf_counter_ns() - begin) // 1_000
-        return ranked
+def _answering(
+    query: Query, served: ServedModel | None, reading: Reading, prediction: pb.Prediction
+) -> _Answering:
+    """Begins an answer with all but its items."""
+    for name, probability in reading.types:
+        prediction.behavior_types.add(behavior_type=name, probability=probability)
+    prediction.model_version = served.name if served else ""
+    prediction.fallback_reason = _fallback_reason(served, reading)
+    prediction.pending_texts = reading.pending_texts
+    prediction.history_events = len(reading.history)
+    prediction.predicted_behavior_type = reading.predicted_type
+    prediction.expected_gap_s = reading.expected_gap_s
+    k = query.k or (limits.K_DEFAULT if query.rank is None else len(set(query.rank)))
+    deny = reading.own_items.union(query.deny)
+    return _Answering(
+        query, reading, prediction, Selection(k, _allowed(query), deny, prediction.items)
+    )
+
+
+async def _fall_back(fallback: Fallback, one: _Answering) -> None:
+    """Adds items without the model, until there are enough or no others."""
+    query, selection = one.query, one.selection
+    if one.prediction.fallback_reason in _WITHOUT_MODEL:
+        await fallback.content(selection, one.reading.history)
+    await fallback.personal(selection, query.user_id, query.history)
+    await fallback.popular(selection)
 
 
 async def _missing(query: Query, fallback: Fallback) -> list[str]:
     """The ids that the query names and that do not exist, as far as is known."""
     named = dict.fromkeys(query.allow if query.rank is None else query.rank)
-    named.update(dict.fromkeys(event.item_id for event in query.history if event.item_id))
-    if not named:
-        return []
+    named.update(dict.fromkeys(filter(None, query.history.item_ids)))
     existing = set(await fallback.existing(list(named)))
     return [item_id for item_id in named if item_id not in existing]
 
@@ -297,19 +318,9 @@ def _note(error: ForetellError) -> None:
         log.warning("the search for items failed: %s", error.message)
 
 
-def _add(version: Version, found: Ranked, selection: Selection) -> None:
-    """Adds the best of the candidates, with probabilities over all of them."""
-    best = found.scores[: selection.k]
-    probabilities = version.item_probabilities(best, found.scores)
-    for item_id, score, probability in zip(
-        found.ids[: selection.k], best.tolist(), probabilities.tolist(), strict=True
-    ):
-        selection.add(item_id, score, pb.METHOD_MODEL, probability)
-
-
 def _fallback_reason(served: ServedModel | None, reading: Reading) -> pb.FallbackReason.ValueType:
     """Why the model cannot make the items, known before it is asked."""
-    if not reading.history:
+    if not len(reading.history):
         return pb.FALLBACK_REASON_NO_HISTORY
     if served is None:
         return pb.FALLBACK_REASON_NO_MODEL

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from foretell.vectors import Vectors
 from predictor.activation import ServedModel
-from predictor.events import PastEvent
+from predictor.events import History
 from predictor.histories import ItemNumbers, whole_histories
 from predictor.models.history import Ints
 from predictor.models.ranking.pairs import Pairs
@@ -24,8 +24,8 @@ class RankRequest(NamedTuple):
     """Whose items to order."""
 
     served: ServedModel
-    history: Sequence[PastEvent]
-    """Up to HISTORY_EVENTS, oldest first."""
+    history: History
+    """Up to HISTORY_EVENTS."""
     query: Vectors
     """(dims,) of the sequence model."""
     found: Mapping[str, float]
@@ -92,9 +92,7 @@ def _rank(requests: Sequence[RankRequest]) -> list[Ranked]:
     return ranked
 
 
-def item_types(
-    served: ServedModel, history: Sequence[PastEvent], ids: Sequence[str]
-) -> NDArray[np.float32]:
+def item_types(served: ServedModel, history: History, ids: Sequence[str]) -> NDArray[np.float32]:
     """(ids, behavior types) how likely the user does what with each item; the version has a model
     of it."""
     model = served.version.item_type_model

@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
 
 from foretell.vectors import Vectors
 from predictor.activation import ServedModel
-from predictor.events import EventStore, PastEvent
-from predictor.histories import ItemNumbers, whole_histories
+from predictor.events import EventStore, History
+from predictor.histories import ItemNumbers, times, whole_histories
 from predictor.models.history import HISTORY_EVENTS, HistoryBatch, history_batch
 
 SHARES_HALF_LIFE = 20.0
@@ -25,12 +26,15 @@ SHARES_PRIOR = 5.0
 """Weight, in events, of all users' shares in a user's."""
 
 
+NOTHING = History()
+
+
 class Request(NamedTuple):
     """Whose history to read, and how."""
 
     served: ServedModel | None
     user_id: str
-    inline: Sequence[PastEvent]
+    inline: History
     text_vectors: Mapping[str, Vectors]
     """text_id to vector (1, dims), of inline texts that no collection has."""
     own_items: bool
@@ -43,8 +47,8 @@ class Request(NamedTuple):
 class Reading:
     """What the history of one query says."""
 
-    history: list[PastEvent]
-    """Oldest first: what the answer rests on."""
+    history: History
+    """What the answer rests on."""
     types: list[tuple[str, float]]
     """Probabilities of the next behavior type, most probable first."""
     predicted_type: str = ""
@@ -73,7 +77,7 @@ def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
         if served is None:
             everybody = store.type_counts()
             for at in chosen:
-                types = type_shares(readings[at].history, everybody)
+                types = type_shares(readings[at].history.behavior_types, everybody)
                 readings[at].types = types
                 readings[at].predicted_type = types[0][0] if types else ""
         else:
@@ -87,14 +91,14 @@ def read_batch(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
 def _read(store: EventStore, requests: Sequence[Request]) -> list[Reading]:
     """The histories; those that are equally long are read together."""
     wanted = [_events(request) for request in requests]
-    stored: dict[tuple[int, bool], dict[str, list[PastEvent]]] = {}
+    stored: dict[tuple[int, bool], dict[str, History]] = {}
     for last, texts in set(wanted):
         if last > 0:
             users = {r.user_id for r, want in zip(requests, wanted, strict=True)
                      if r.user_id and want == (last, texts)}  # fmt: skip
             stored[last, texts] = store.histories(list(users), last, texts=texts)
     return [
-        _reading(store, request, stored.get(want, {}).get(request.user_id, []))
+        _reading(store, request, stored.get(want, {}).get(request.user_id, NOTHING))
         for request, want in zip(requests, wanted, strict=True)
     ]
 
@@ -107,13 +111,13 @@ def _events(request: Request) -> tuple[int, bool]:
     return last - len(request.inline), served is None or served.items is None
 
 
-def _reading(store: EventStore, request: Request, stored: list[PastEvent]) -> Reading:
-    served, inline = request.served, list(request.inline)
+def _reading(store: EventStore, request: Request, stored: History) -> Reading:
+    served, inline = request.served, request.inline
     last = request.without_model if served is None else served.history_events
-    history = [*stored, *inline][-last:]
+    history = stored.followed_by(inline).last(last)
     own: set[str] = set()
     if request.own_items:
-        own = {event.item_id for event in (*history, *inline) if event.item_id}
+        own = {*history.item_ids, *inline.item_ids} - {""}
         if request.user_id and last < HISTORY_EVENTS:
             own.update(store.items_of(request.user_id)[1])
     return Reading(history, [], own_items=own)
@@ -124,7 +128,7 @@ def _forward(served: ServedModel, readings: list[Reading], requests: list[Reques
     length = served.version.config.history_length
     batch, pending = tokens(
         served,
-        [reading.history[-length:] for reading in readings],
+        [reading.history.last(length) for reading in readings],
         {text_id: row for request in requests for text_id, row in request.text_vectors.items()},
     )
     begin = time.perf_counter_ns()
@@ -138,67 +142,68 @@ def _forward(served: ServedModel, readings: list[Reading], requests: list[Reques
         chosen = type_model.choose(probabilities)
     forward_us = (time.perf_counter_ns() - begin) // 1_000
     names = served.version.config.behavior_types
-    for row, reading in enumerate(readings):
-        order = np.argsort(-probabilities[row], kind="stable")
-        reading.types = [(names[at], float(probabilities[row, at])) for at in order]
+    order = np.argsort(-probabilities, axis=1, kind="stable").tolist()
+    rows = zip(readings, order, probabilities.tolist(), gaps_s.tolist(), strict=True)
+    for row, (reading, best_first, of_types, gap_s) in enumerate(rows):
+        reading.types = [(names[at], of_types[at]) for at in best_first]
         reading.predicted_type = names[chosen[row]]
         reading.query = queries[row]
-        reading.expected_gap_s = float(gaps_s[row])
+        reading.expected_gap_s = gap_s
         reading.pending_texts = pending[row]
         reading.forward_us = forward_us
 
 
 def tokens(
-    served: ServedModel, histories: list[list[PastEvent]], text_vectors: Mapping[str, Vectors]
+    served: ServedModel, histories: Sequence[History], text_vectors: Mapping[str, Vectors]
 ) -> tuple[HistoryBatch, list[int]]:
     """Histories as the model reads them, and for each how many texts have no vector yet.
 
     An event's vector is its item's; where the item has none, its text's.
     """
     config = served.version.config
-    events = [event for history in histories for event in history]
-    vectors = np.zeros((len(events), config.dims), np.float32)
-    known = np.zeros(len(events), np.bool_)
-    pending = [0] * len(histories)
+    lengths = np.fromiter(map(len, histories), np.int64, len(histories))
+    events = int(lengths.sum())
+    vectors = np.zeros((events, config.dims), np.float32)
+    known = np.zeros(events, np.bool_)
+    pending = np.zeros(len(histories), np.int64)
     if served.items is not None:
-        served.items.fill([event.item_id for event in events], vectors, known)
-    if served.texts is not None:
-        served.texts.fill([event.text_id for event in events], vectors, known)
-        begin = 0
-        for number, history in enumerate(histories):
-            for at in range(begin, begin + len(history)):
-                text_id = events[at].text_id
-                if known[at] or not text_id:
-                    continue
-                if text_id in text_vectors:
-                    vectors[at], known[at] = text_vectors[text_id], True
-                else:
-                    pending[number] += 1
-            begin += len(history)
-    index, other = served.type_index, len(config.behavior_types)
+        item_ids = chain.from_iterable(history.item_ids for history in histories)
+        served.items.fill(list(item_ids), vectors, known)
+    if served.texts is not None and not known.all():
+        text_ids = list(chain.from_iterable(history.text_ids for history in histories))
+        served.texts.fill(text_ids, vectors, known)
+        ends = lengths.cumsum()
+        for at in np.flatnonzero(~known).tolist():
+            vector = text_vectors.get(text_ids[at])
+            if vector is not None:
+                vectors[at], known[at] = vector, True
+            elif text_ids[at]:
+                pending[np.searchsorted(ends, at, side="right")] += 1
+    types = chain.from_iterable(history.behavior_types for history in histories)
+    other = len(config.behavior_types)
     batch = history_batch(
         vectors,
         known,
-        np.fromiter((index.get(e.behavior_type, other) for e in events), np.int64, len(events)),
-        np.fromiter((event.time_us for event in events), np.int64, len(events)),
-        np.fromiter(map(len, histories), np.int64, len(histories)),
+        np.fromiter(map(served.type_index.get, types, repeat(other)), np.int64, events),
+        times(histories),
+        lengths,
         has_times=config.has_times,
     )
-    return batch, pending
+    return batch, pending.tolist()
 
 
 def type_shares(
-    history: Sequence[PastEvent], everybody: Mapping[str, int]
+    behavior_types: Sequence[str], everybody: Mapping[str, int]
 ) -> list[tuple[str, float]]:
-    """Probabilities of the next behavior type without a model, most probable first.
+    """Probabilities of the next behavior type without a model, most probable first, from the types
+    of a history, oldest first.
 
     The user's own types, each event counting half as much as one that is SHARES_HALF_LIFE events
     younger, smoothed with all users' shares as if these were SHARES_PRIOR events.
     """
     total = sum(everybody.values())
     weights = {name: SHARES_PRIOR * count / total for name, count in everybody.items()}
-    for age, event in enumerate(reversed(history)):
-        name = event.behavior_type
+    for age, name in enumerate(reversed(behavior_types)):
         weights[name] = weights.get(name, 0.0) + 0.5 ** (age / SHARES_HALF_LIFE)
     total_weight = sum(weights.values())
     shares = [(name, weight / total_weight) for name, weight in weights.items()]

@@ -1,4 +1,4 @@
-"""Searches in the embedder: those that wait together are one call."""
+"""Searches in the embedder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from foretell import limits
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.errors import ForetellError, from_status
 from foretell.vectors import Vectors, to_block
-from predictor.batching import Batcher
 from predictor.embedder import Embedder
 
 FILTER_BYTES = 16 * 1024 * 1024
@@ -40,28 +39,47 @@ class Hits(NamedTuple):
 
 
 class Retrieval:
-    """Searches by vector, batched over requests, and by ids or texts."""
+    """Searches by vectors, and by ids or texts."""
 
     def __init__(self, embedder: Embedder, deadline_s: float) -> None:
         self._embedder = embedder
         self._deadline_s = deadline_s
-        # Two at a time: one forms and travels while the other is searched.
-        self._batcher: Batcher[VectorSearch, Hits] = Batcher(self._run, limits.QUERIES, 2)
 
-    async def search(self, query: VectorSearch) -> Hits:
-        """The items nearest to a vector.
+    async def search(self, queries: Sequence[VectorSearch]) -> list[Hits | ForetellError]:
+        """The items nearest to each vector; an error as the embedder answered, or because it did
+        not.
 
-        Raises:
-            ForetellError: as the embedder answered, or because it did not.
+        One call per collection and k, or several where the filters are very long.
         """
-        return await self._batcher.submit(query)
+        groups: dict[tuple[str, int], list[list[int]]] = {}
+        sizes: dict[tuple[str, int], int] = {}
+        for at, query in enumerate(queries):
+            key = (query.collection, query.k)
+            size = sum(map(len, query.allow)) + sum(map(len, query.deny))
+            parts = groups.setdefault(key, [[]])
+            if parts[-1] and sizes[key] + size > FILTER_BYTES // 4:  # up to 4 bytes a character
+                parts.append([])
+                sizes[key] = 0
+            parts[-1].append(at)
+            sizes[key] = sizes.get(key, 0) + size
+        calls = [part for parts in groups.values() for part in parts]
+        answers = await asyncio.gather(
+            *(self._search_vectors([queries[at] for at in part]) for part in calls)
+        )
+        results: dict[int, Hits | ForetellError] = {}
+        for part, answer in zip(calls, answers, strict=True):
+            results.update(zip(part, answer, strict=True))
+        return [results[at] for at in range(len(queries))]
 
     async def similar(
         self, ids: Sequence[str], texts: Sequence[str], k: int, allow: Sequence[str]
     ) -> dict[str, float]:
         """Items of `items` near any of some items and texts: id to the largest cosine.
 
-        Ids that do not exist find nothing. Raises as `search`.
+        Ids that do not exist find nothing.
+
+        Raises:
+            ForetellError: as the embedder answered, or because it did not.
         """
         requests = []
         filters = [pb.QueryFilter(allow_ids=allow)] if allow else []
@@ -81,7 +99,7 @@ class Retrieval:
         return best
 
     async def missing(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that are not in `items`. Raises as `search`."""
+        """Those of the ids that are not in `items`. Raises as `similar`."""
         missing: set[str] = set()
         for begin in range(0, len(ids), limits.BATCH):
             answer = await self._embedder.call(
@@ -93,7 +111,7 @@ class Retrieval:
         return missing
 
     async def first_items(self, page_token: str) -> tuple[list[str], str]:
-        """A page of the ids of `items`, and the token of the next one. Raises as `search`."""
+        """A page of the ids of `items`, and the token of the next one. Raises as `similar`."""
         answer = await self._embedder.call(
             self._embedder.stub.ListItems,
             pb.ListItemsRequest(page_size=limits.PAGE, page_token=page_token),
@@ -102,7 +120,7 @@ class Retrieval:
         return [item.id for item in answer.items], answer.next_page_token
 
     async def embed(self, texts: Sequence[str], collection: str) -> pb.EmbedResponse:
-        """Vectors of texts in a derived collection's space. Raises as `search`."""
+        """Vectors of texts in a derived collection's space. Raises as `similar`."""
         return await self._embedder.call(
             self._embedder.stub.Embed,
             pb.EmbedRequest(texts=texts, collection=collection),
@@ -112,46 +130,21 @@ class Retrieval:
     async def _search(self, request: pb.SearchRequest) -> pb.SearchResponse:
         return await self._embedder.call(self._embedder.stub.Search, request, self._deadline_s)
 
-    async def _run(self, queries: Sequence[VectorSearch]) -> list[Hits | ForetellError]:
-        """One call per collection and k, or several where the filters are very long."""
-        groups: dict[tuple[str, int], list[list[int]]] = {}
-        sizes: dict[tuple[str, int], int] = {}
-        for at, query in enumerate(queries):
-            key = (query.collection, query.k)
-            size = sum(map(len, query.allow)) + sum(map(len, query.deny))
-            parts = groups.setdefault(key, [[]])
-            if parts[-1] and sizes[key] + size > FILTER_BYTES // 4:  # up to 4 bytes a character
-                parts.append([])
-                sizes[key] = 0
-            parts[-1].append(at)
-            sizes[key] = sizes.get(key, 0) + size
-        parts = [part for parts in groups.values() for part in parts]
-        answers = await asyncio.gather(
-            *(self._search_vectors([queries[at] for at in part]) for part in parts),
-            return_exceptions=True,
-        )
-        results: list[Hits | ForetellError] = [ForetellError("not searched")] * len(queries)
-        for part, answer in zip(parts, answers, strict=True):
-            if isinstance(answer, BaseException):
-                if not isinstance(answer, ForetellError):
-                    raise answer
-                answer = [answer] * len(part)
-            for at, result in zip(part, answer, strict=True):
-                results[at] = result
-        return results
-
-    async def _search_vectors(self, queries: list[VectorSearch]) -> list[Hits | ForetellError]:
+    async def _search_vectors(self, queries: Sequence[VectorSearch]) -> list[Hits | ForetellError]:
         filters = []
         if any(query.allow or query.deny for query in queries):
             filters = [pb.QueryFilter(allow_ids=q.allow, deny_ids=q.deny) for q in queries]
-        answer = await self._search(
-            pb.SearchRequest(
-                collection=queries[0].collection,
-                vectors=to_block(np.stack([query.vector for query in queries])),
-                k=queries[0].k,
-                filters=filters,
+        try:
+            answer = await self._search(
+                pb.SearchRequest(
+                    collection=queries[0].collection,
+                    vectors=to_block(np.stack([query.vector for query in queries])),
+                    k=queries[0].k,
+                    filters=filters,
+                )
             )
-        )
+        except ForetellError as error:
+            return [error] * len(queries)
         hits: list[Hits | ForetellError] = [
             Hits(result.ids, np.frombuffer(result.scores, "<f4"), answer.timings.search_us)
             for result in answer.results

@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +15,6 @@ import grpc
 import torch
 
 from foretell import checks, limits
-from foretell.common.v1 import common_pb2
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import event_service_pb2_grpc as event_grpc
 from foretell.predictor.v1 import model_service_pb2 as model_pb
@@ -27,10 +26,10 @@ from predictor import ingestion, registry
 from predictor.activation import Models
 from predictor.behaviors import BehaviorTexts
 from predictor.embedder import Embedder
-from predictor.events import EventStore, PastEvent, StoredEvent
+from predictor.events import EventStore, History, PastEvent, StoredEvent
 from predictor.ingestion import NewEvent
 from predictor.page_tokens import decode, encode
-from predictor.prediction import Predictor, Query
+from predictor.prediction import NO_HISTORY, Predictor, Query
 from serving.admission import Admission
 from serving.calls import note
 from serving.database import once
@@ -138,11 +137,13 @@ class PredictionService(prediction_grpc.PredictionServiceServicer):
     ) -> prediction_pb.PredictResponse:
         """Predicts for one user."""
         checks.prediction_query(request.query)
+        response = prediction_pb.PredictResponse()
         with self._admission.admitted(1):
-            prediction, timings = await self._predictor.predict(
-                _query(request.query), _deadline(context)
+            timings = await self._predictor.predict(
+                [_query(request.query)], [response.prediction], _deadline(context)
             )
-        return prediction_pb.PredictResponse(prediction=prediction, timings=timings)
+        response.timings.CopyFrom(timings)
+        return response
 
     async def PredictMany(
         self, request: prediction_pb.PredictManyRequest, context: Context
@@ -154,20 +155,17 @@ class PredictionService(prediction_grpc.PredictionServiceServicer):
         good, failures = checks.split(
             request.queries, lambda query, at: checks.prediction_query(query, f"queries[{at}]")
         )
-        deadline = _deadline(context)
+        response = prediction_pb.PredictManyResponse(failures=failures)
+        predictions = [response.predictions.add() for _ in request.queries]
         with self._admission.admitted(len(good)):
-            answers = await asyncio.gather(
-                *(self._predictor.predict(_query(request.queries[at]), deadline) for at in good)
+            timings = await self._predictor.predict(
+                [_query(request.queries[at]) for at in good],
+                [predictions[at] for at in good],
+                _deadline(context),
             )
-        predictions = [prediction_pb.Prediction() for _ in request.queries]
-        slowest = common_pb2.Timings()
-        for at, (prediction, timings) in zip(good, answers, strict=True):
-            predictions[at] = prediction
-            slowest = max(slowest, timings, key=lambda timing: timing.total_us)
-        slowest.total_us = (time.perf_counter_ns() - begin) // 1_000
-        return prediction_pb.PredictManyResponse(
-            predictions=predictions, failures=failures, timings=slowest
-        )
+        timings.total_us = (time.perf_counter_ns() - begin) // 1_000
+        response.timings.CopyFrom(timings)
+        return response
 
     async def Rank(
         self, request: prediction_pb.RankRequest, context: Context
@@ -175,11 +173,15 @@ class PredictionService(prediction_grpc.PredictionServiceServicer):
         """Orders the caller's items for a user."""
         checks.ids(request.item_ids, "item_ids", limits.RANK_ITEMS)
         checks.prediction_query(request.query)
+        response = prediction_pb.RankResponse()
         with self._admission.admitted(1):
-            prediction, timings = await self._predictor.predict(
-                _query(request.query, list(request.item_ids)), _deadline(context)
+            timings = await self._predictor.predict(
+                [_query(request.query, list(request.item_ids))],
+                [response.prediction],
+                _deadline(context),
             )
-        return prediction_pb.RankResponse(prediction=prediction, timings=timings)
+        response.timings.CopyFrom(timings)
+        return response
 
 
 class ModelService(model_grpc.ModelServiceServicer):
@@ -285,6 +287,19 @@ def _event(user_id: str, stored: StoredEvent) -> event_pb.Event:
 
 
 def _query(query: prediction_pb.PredictionQuery, rank: list[str] | None = None) -> Query:
+    return Query(
+        query.user_id,
+        _inline(query.history) if query.history else NO_HISTORY,
+        query.k if query.HasField("k") else None,
+        list(query.allow_item_ids),
+        list(query.deny_item_ids),
+        query.repeats,
+        rank,
+    )
+
+
+def _inline(events: Sequence[event_pb.Event]) -> History:
+    """A request's own events in the order of their times; those without one are of now."""
     now = time.time_ns() // 1_000
     history = [
         PastEvent(
@@ -294,15 +309,6 @@ def _query(query: prediction_pb.PredictionQuery, rank: list[str] | None = None) 
             text_id(event.text) if event.text else "",
             event.text,
         )
-        for at, event in enumerate(query.history)
+        for at, event in enumerate(events)
     ]
-    history.sort(key=lambda event: event.time_us)
-    return Query(
-        query.user_id,
-        history,
-        query.k if query.HasField("k") else None,
-        list(query.allow_item_ids),
-        list(query.deny_item_ids),
-        query.repeats,
-        rank,
-    )
+    return History.of(sorted(history, key=lambda event: event.time_us))

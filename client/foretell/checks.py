@@ -474,6 +474,9 @@ def no_conditions(
     return wrong_kind(collection, "searched by attributes", f"filters[{first}].condition")
 
 
+_REPEATS = frozenset(prediction_pb.Repeats.values())
+
+
 def prediction_query(value: prediction_pb.PredictionQuery, field: str = "query") -> None:
     """Whose next behavior, and which items may be answered."""
     optional_identifier(value.user_id, f"{field}.user_id")
@@ -484,7 +487,7 @@ def prediction_query(value: prediction_pb.PredictionQuery, field: str = "query")
         k(value.k, field=f"{field}.k")
     ids(value.allow_item_ids, f"{field}.allow_item_ids", limits.FILTER_IDS, 0)
     ids(value.deny_item_ids, f"{field}.deny_item_ids", limits.FILTER_IDS, 0)
-    if value.repeats not in prediction_pb.Repeats.values():
+    if value.repeats not in _REPEATS:
         raise InvalidArgumentError(
             f"{field}.repeats {value.repeats} is unknown",
             reason="BAD_REPEATS",

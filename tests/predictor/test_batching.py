@@ -3,7 +3,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from foretell.errors import ForetellError, NotFoundError
 from predictor.batching import Batcher
 
 
@@ -14,56 +13,59 @@ class Recorder:
         self.batches: list[list[int]] = []
         self.go = asyncio.Event()
 
-    async def run(self, numbers: Sequence[int]) -> list[int | ForetellError]:
+    async def run(self, numbers: Sequence[int]) -> list[int]:
         self.batches.append(list(numbers))
         await self.go.wait()
-        return [NotFoundError("odd") if n % 2 else 2 * n for n in numbers]
+        return [2 * n for n in numbers]
 
 
 async def test_what_waits_while_a_batch_runs_is_the_next_batch() -> None:
     recorder = Recorder()
     batcher = Batcher(recorder.run, size=3)
-    first = [asyncio.create_task(batcher.submit(n)) for n in (0, 2)]
+    first = [asyncio.create_task(batcher.submit([n])) for n in (0, 2)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    second = [asyncio.create_task(batcher.submit(n)) for n in (4, 6, 8, 10)]
+    second = [asyncio.create_task(batcher.submit([n])) for n in (4, 6, 8, 10)]
     await asyncio.sleep(0)
     recorder.go.set()
-    assert await asyncio.gather(*first, *second) == [0, 4, 8, 12, 16, 20]
+    answers = await asyncio.gather(*first, *second)
+    assert answers == [[0], [4], [8], [12], [16], [20]]
     assert recorder.batches == [[0, 2], [4, 6, 8], [10]]
 
 
-async def test_one_error_is_its_own_elements() -> None:
+async def test_what_a_caller_submits_stays_together() -> None:
     recorder = Recorder()
+    batcher = Batcher(recorder.run, size=3)
     recorder.go.set()
-    batcher = Batcher(recorder.run, size=9)
-    good, bad = await asyncio.gather(batcher.submit(2), batcher.submit(3), return_exceptions=True)
-    assert good == 4
-    assert isinstance(bad, NotFoundError)
+    answers = await asyncio.gather(
+        *(batcher.submit(numbers) for numbers in ([1, 2], [3, 4], [], [5], [6, 7, 8, 9]))
+    )
+    assert answers == [[2, 4], [6, 8], [], [10], [12, 14, 16, 18]]
+    assert recorder.batches == [[1, 2], [3, 4, 5], [6, 7, 8, 9]]
 
 
 async def test_who_left_is_not_run_and_holds_nobody_up() -> None:
     recorder = Recorder()
     batcher = Batcher(recorder.run, size=1)
-    running = asyncio.create_task(batcher.submit(2))
+    running = asyncio.create_task(batcher.submit([2]))
     await asyncio.sleep(0)
-    left, stays = asyncio.create_task(batcher.submit(4)), asyncio.create_task(batcher.submit(6))
+    left, stays = asyncio.create_task(batcher.submit([4])), asyncio.create_task(batcher.submit([6]))
     await asyncio.sleep(0)
     left.cancel()
     await asyncio.sleep(0)
     recorder.go.set()
-    assert await running == 4
-    assert await stays == 12
+    assert await running == [4]
+    assert await stays == [12]
     assert recorder.batches == [[2], [6]]
 
 
 async def test_a_failing_run_fails_its_batch_and_the_next_one_runs() -> None:
-    async def run(numbers: Sequence[int]) -> list[int | ForetellError]:
+    async def run(numbers: Sequence[int]) -> list[int]:
         if 0 in numbers:
             raise ZeroDivisionError
         return list(numbers)
 
     batcher = Batcher(run, size=9)
     with pytest.raises(ZeroDivisionError):
-        await batcher.submit(0)
-    assert await batcher.submit(1) == 1
+        await batcher.submit([0])
+    assert await batcher.submit([1]) == [1]

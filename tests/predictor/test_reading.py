@@ -10,7 +10,7 @@ from foretell.texts import text_id
 from foretell.vectors import Vectors, to_block
 from predictor.activation import ServedModel
 from predictor.catalog import Catalog
-from predictor.events import PastEvent
+from predictor.events import History, PastEvent
 from predictor.learning.data import history_of, to_events, training_targets
 from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HistoryBatch
@@ -110,7 +110,9 @@ async def test_serving_reads_a_history_as_training_does(served: ServedModel) -> 
         vectors(served.texts, [text_id(text) for text in events.texts]),
     )
     ends = targets.end.tolist()
-    batch, pending = tokens(served, [[past(row) for row in ROWS[:end]][-5:] for end in ends], {})
+    batch, pending = tokens(
+        served, [History.of(past(row) for row in ROWS[:end]).last(5) for end in ends], {}
+    )
     for name in HistoryBatch.__dataclass_fields__:
         np.testing.assert_array_equal(getattr(batch, name), getattr(trained, name), name)
     assert pending == [0] * len(ends)
@@ -120,7 +122,11 @@ async def test_texts_without_a_vector_are_counted_and_given_ones_used(served: Se
     new, given = past(("view", 1, "", "new")), past(("view", 2, "", "given"))
     covered = past(("view", 3, "a", "covered by its item"))
     vector = np.full(DIMS, 7, np.float32)
-    batch, pending = tokens(served, [[new], [given, covered, new]], {given.text_id: vector})
+    batch, pending = tokens(
+        served,
+        [History.of([new]), History.of([given, covered, new])],
+        {given.text_id: vector},
+    )
     assert pending == [1, 1]
     assert batch.known.tolist() == [False, True, True, False]
     np.testing.assert_array_equal(batch.vectors[1], vector)
@@ -128,7 +134,7 @@ async def test_texts_without_a_vector_are_counted_and_given_ones_used(served: Se
 
 
 async def test_an_unknown_type_has_an_index_of_its_own(served: ServedModel) -> None:
-    batch, _ = tokens(served, [[past(("never seen", 1, "a", ""))]], {})
+    batch, _ = tokens(served, [History.of([past(("never seen", 1, "a", ""))])], {})
     assert batch.types.tolist() == [len(TYPES)]
 
 
@@ -157,7 +163,7 @@ async def test_a_catalog_follows_changes_and_starts_over_after_a_loss() -> None:
 
 
 def test_type_shares_weigh_the_latest_and_are_smoothed() -> None:
-    history = [past(("view", 1, "a", "")), past(("buy", 2, "a", ""))]
+    history = ["view", "buy"]
     shares = type_shares(history, {"view": 1, "buy": 1, "return": 2})
     assert sum(p for _, p in shares) == pytest.approx(1)
     assert [name for name, _ in shares] == ["return", "buy", "view"]
@@ -169,5 +175,5 @@ def test_type_shares_weigh_the_latest_and_are_smoothed() -> None:
 async def test_reading_holds_no_event_loop(served: ServedModel) -> None:
     """A catalogue can be read from a worker thread while the loop changes it."""
     assert served.items is not None
-    batch, _ = await asyncio.to_thread(tokens, served, [[past(ROWS[0])]], {})
+    batch, _ = await asyncio.to_thread(tokens, served, [History.of([past(ROWS[0])])], {})
     assert batch.known.tolist() == [True]

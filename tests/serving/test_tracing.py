@@ -104,7 +104,7 @@ async def test_what_calls_share_is_in_the_trace_of_one_that_is_sampled() -> None
     async def serve(trace: str, sampled: bool) -> None:
         call = Call("/a.v1.B/Do", cast("Any", Context(trace, sampled)), streaming=False)
         stage.begin(call)
-        await batcher.submit(trace)
+        await batcher.submit([trace])
         stage.end(call)
 
     one, two, three = ("a" * 32, "b" * 32, "c" * 32)
