@@ -12,7 +12,7 @@ from foretell.errors import FailedPreconditionError
 from foretell.testing import FakeServices
 from foretell.texts import text_id
 from predictor.database import open_database
-from predictor.events import Clock, EventStore
+from predictor.events import Clock, EventStore, History
 from predictor.ingestion import NewEvent, delete_user, ingest
 from predictor.learning.sources import read_store
 from serving.database import Database
@@ -51,15 +51,15 @@ def write(store: EventStore, *events: NewEvent) -> tuple[int, int, list[int]]:
 def test_history_is_in_the_order_of_time_and_then_of_ingest(store: EventStore) -> None:
     write(store, event(time=5, item="c"), event(time=3, item="a"))
     write(store, event(time=3, item="b"), event(user="other", time=4, item="x"))
-    assert [e.item_id for e in store.histories(["u"], 10)["u"]] == ["a", "b", "c"]
-    assert [e.item_id for e in store.histories(["u"], 2)["u"]] == ["b", "c"]
+    assert store.histories(["u"], 10)["u"].item_ids == ["a", "b", "c"]
+    assert store.histories(["u"], 2)["u"].item_ids == ["b", "c"]
     assert store.histories(["nobody"], 10) == {}
 
 
 def test_a_known_event_id_is_ignored_and_counted(store: EventStore) -> None:
     assert write(store, event(item="a", event_id="1"), event(item="b", event_id="1")) == (1, 1, [])
     assert write(store, event("v", event_id="1"), event(event_id="2")) == (1, 1, [])
-    assert [e.item_id for e in store.histories(["u"], 10)["u"]] == ["a", ""]
+    assert store.histories(["u"], 10)["u"].item_ids == ["a", ""]
     assert store.counts().users == 1
 
 
@@ -202,10 +202,11 @@ def _compare(store: EventStore, steps: list[list[NewEvent] | str]) -> None:
 def _check(store: EventStore, model: list[NewEvent]) -> None:
     for user in "abc":
         expected = sorted((e for e in model if e.user_id == user), key=lambda e: e.time_us)
-        history = store.histories([user], 100, texts=True).get(user, [])
-        assert [(e.behavior_type, e.time_us, e.item_id, e.text) for e in history] == [
-            (e.behavior_type, e.time_us, e.item_id or "", e.text or "") for e in expected
-        ]
+        history = store.histories([user], 100, texts=True).get(user, History())
+        assert list(history.behavior_types) == [e.behavior_type for e in expected]
+        assert list(history.times_us) == [e.time_us for e in expected]
+        assert list(history.item_ids) == [e.item_id or "" for e in expected]
+        assert list(history.texts) == [e.text or "" for e in expected]
         listed, before = [], None
         while True:
             page, before = store.page(user, 2, before)
