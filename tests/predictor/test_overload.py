@@ -1,6 +1,7 @@
 """The predictor's calls wait only so long for one another."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -23,11 +24,11 @@ class SlowPredictor:
         self.open = asyncio.Event()
 
     async def predict(
-        self, query: object, deadline: object
-    ) -> tuple[pb.Prediction, common_pb2.Timings]:
-        self.asked += 1
+        self, queries: Sequence[object], into: object, deadline: object
+    ) -> common_pb2.Timings:
+        self.asked += len(queries)
         await self.open.wait()
-        return pb.Prediction(), common_pb2.Timings()
+        return common_pb2.Timings()
 
 
 class Waiting:
