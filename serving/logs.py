@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
@@ -14,7 +15,9 @@ import structlog
 
 from serving.calls import Call
 
-calls = logging.getLogger("call")
+calls: Any = structlog.get_logger()
+"""Goes by what `configure` says, but not through the standard library's logging: a fifth of the
+time of a line."""
 
 
 class LogFormat(StrEnum):
@@ -36,13 +39,7 @@ def configure(program: str, form: LogFormat) -> None:
         event["service"] = program
         return event
 
-    shared: list[Any] = [
-        named,
-        TIMESTAMP,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-    ]
+    begin: list[Any] = [named, TIMESTAMP, structlog.stdlib.add_log_level]
     text = form is LogFormat.TEXT or (form is LogFormat.AUTO and sys.stderr.isatty())
     last: list[Any] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
@@ -56,11 +53,26 @@ def configure(program: str, form: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[
+                *begin,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+            ],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    structlog.configure(
+        [*begin, _of_calls, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _of_calls(logger: Any, method: str, event: Any) -> Any:
+    event["logger"] = "call"
+    return event
 
 
 def _json(event: Any, **options: Any) -> str:
@@ -100,4 +112,5 @@ class CallLog:
         if timings is not None:
             fields["queue_ms"] = timings.queue_us / 1e3
         bad = call.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-        calls.log(logging.WARNING if bad else logging.INFO, "call", extra=fields)
+        with suppress(OSError):  # a full disk ends no call
+            calls.log(logging.WARNING if bad else logging.INFO, "call", **fields)
