@@ -175,9 +175,11 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         collection = self._kept.collections.get(request.collection, default=ITEMS)
         count = checks.queries(request)
         note(batch=count)
-        k = checks.k(request.k if request.HasField("k") else None)
+        k, scores_k = checks.hits(request)
         if request.include_vectors:
-            _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")
+            _check_answer(
+                count * min(scores_k, len(collection.index)) * collection.row.cols * 4, "k"
+            )
         filters = await filters_of(request, count, collection, self._kept.collections)
         queries = await self._queries(request, collection, _deadline(context))
         searching = time.perf_counter()
@@ -185,7 +187,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
             hits = await self._searches.search(
                 collection.index,
                 queries.vectors,
-                k,
+                scores_k,
                 filters,
                 include_vectors=request.include_vectors,
             )
@@ -198,7 +200,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         for index, each in enumerate(hits):
             result = response.results.add()
             if index not in failed:
-                _fill(result, each)
+                _fill(result, each, k)
         return _fitting(response, "k")
 
     async def CreateCollection(
@@ -371,12 +373,12 @@ def _unknown(collection: Collection, request: pb.SearchRequest) -> list[str]:
     return [id for id, known in zip(asked, collection.index.known(asked), strict=True) if not known]
 
 
-def _fill(result: pb.SearchResult, hits: Hits) -> None:
+def _fill(result: pb.SearchResult, hits: Hits, k: int) -> None:
     # In place: a message that is made and then copied into another takes twice the time.
-    result.ids.extend(hits.ids)
+    result.ids.extend(hits.ids[:k])
     result.scores = hits.scores.astype("<f4", copy=False).tobytes()
     if hits.vectors is not None:
-        result.vectors.CopyFrom(to_block(hits.vectors))
+        result.vectors.CopyFrom(to_block(hits.vectors[:k]))
 
 
 def _timings(started: float, timing: Timing, search_us: int = 0) -> common_pb2.Timings:

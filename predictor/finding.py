@@ -49,7 +49,7 @@ class Found:
     search: VectorSearch | None
     """What the embedder is asked; None where the ranker finds enough alone."""
     candidates: Ranked = NOBODY
-    """All that were looked at, best first."""
+    """All that were looked at, best first; the ids at least of the best `k`."""
     probabilities: Sequence[float] = ()
     """Of the `k` best, by the level of all."""
     exhausted: bool = False
@@ -97,7 +97,7 @@ class Finder:
                 found.error = answer
                 continue
             found.search_us = answer.search_us
-            found.exhausted = len(answer.ids) < search.k
+            found.exhausted = len(answer.scores) < search.scores_k
             found.candidates = _allowed(answer, found.wanted.deny, search.deny)
 
     async def _rank(self, chosen: Sequence[Found]) -> None:
@@ -123,8 +123,10 @@ def _search(wanted: Wanted) -> VectorSearch | None:
     deny: Sequence[str] = () if wanted.allow else list(wanted.deny)
     # What does not fit into the call's filter is left out afterwards.
     sent, rest = deny[: limits.FILTER_IDS], deny[limits.FILTER_IDS :]
-    k = min(limits.K, max(asked, wanted.k) + len(rest))
-    return VectorSearch(items.collection, wanted.query, k, wanted.allow or (), sent)
+    most = min(limits.K, max(asked, wanted.k) + len(rest))
+    # A ranker needs to know all candidates, and so does who must leave some out.
+    k = most if rest or served.version.ranker is not None else wanted.k
+    return VectorSearch(items.collection, wanted.query, k, most, wanted.allow or (), sent)
 
 
 def _allowed(hits: Hits, deny: Collection[str], sent: Collection[str]) -> Ranked:

@@ -226,7 +226,7 @@ class Predictor:
             rows = zip(ids[:best], scores[:best].tolist(), found.probabilities, strict=True)
             for item_id, score, probability in rows:
                 one.selection.add(item_id, score, pb.METHOD_MODEL, probability)
-            one.prediction.candidates = len(ids)
+            one.prediction.candidates = len(scores)
             one.complete = one.selection.wanted <= 0 or found.exhausted
         timings.search_us = max(found.search_us for found in answers)
         timings.forward_us += max(found.rank_us for found in answers)

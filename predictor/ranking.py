@@ -43,6 +43,7 @@ class Ranked(NamedTuple):
 
     ids: Sequence[str]
     scores: NDArray[np.float32]
+    """Of these, and of any more that follow them."""
 
 
 def rank_batch(requests: Sequence[RankRequest]) -> list[Ranked]:

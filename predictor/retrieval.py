@@ -26,6 +26,8 @@ class VectorSearch(NamedTuple):
     vector: Vectors
     """(cols,)."""
     k: int
+    scores_k: int
+    """At least k: scores of so many, the ids only of the first k."""
     allow: Sequence[str]
     deny: Sequence[str]
 
@@ -35,6 +37,7 @@ class Hits(NamedTuple):
 
     ids: Sequence[str]
     scores: NDArray[np.float32]
+    """Of these, then of as many more as were asked for."""
     search_us: int
 
 
@@ -49,12 +52,12 @@ class Retrieval:
         """The items nearest to each vector; an error as the embedder answered, or because it did
         not.
 
-        One call per collection and k, or several where the filters are very long.
+        One call per collection and numbers, or several where the filters are very long.
         """
-        groups: dict[tuple[str, int], list[list[int]]] = {}
-        sizes: dict[tuple[str, int], int] = {}
+        groups: dict[tuple[str, int, int], list[list[int]]] = {}
+        sizes: dict[tuple[str, int, int], int] = {}
         for at, query in enumerate(queries):
-            key = (query.collection, query.k)
+            key = (query.collection, query.k, query.scores_k)
             size = sum(map(len, query.allow)) + sum(map(len, query.deny))
             parts = groups.setdefault(key, [[]])
             if parts[-1] and sizes[key] + size > FILTER_BYTES // 4:  # up to 4 bytes a character
@@ -140,6 +143,7 @@ class Retrieval:
                     collection=queries[0].collection,
                     vectors=to_block(np.stack([query.vector for query in queries])),
                     k=queries[0].k,
+                    scores_k=queries[0].scores_k,
                     filters=filters,
                 )
             )

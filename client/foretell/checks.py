@@ -161,6 +161,14 @@ def k(value: int | None, default: int = limits.K_DEFAULT, field: str = "k") -> i
     return value
 
 
+def hits(request: embedder_pb.SearchRequest) -> tuple[int, int]:
+    """How many hits a query gets, and how many scores: at least as many."""
+    wanted = k(request.k if request.HasField("k") else None)
+    return wanted, max(
+        wanted, k(request.scores_k if request.HasField("scores_k") else None, wanted, "scores_k")
+    )
+
+
 def page_size(value: int) -> int:
     """The page size that stands (AIP-158): 0 means the default, too large is coerced."""
     if value < 0:

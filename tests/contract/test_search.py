@@ -142,6 +142,17 @@ def test_k_bounds_the_hits_and_is_10_by_default(services: Services, plane: str) 
     assert len(search(services, plane, [[1, 0]]).results[0].ids) == 10
 
 
+def test_scores_go_on_beyond_the_hits_where_they_are_wanted(services: Services, plane: str) -> None:
+    def found(**fields: int) -> tuple[list[str], list[float], int]:
+        result = search(services, plane, [[2, 0]], include_vectors=True, **fields).results[0]
+        scores = np.frombuffer(result.scores, "<f4").tolist()
+        return list(result.ids), scores, result.vectors.rows
+
+    assert found(k=1, scores_k=3) == (["a"], [2, 1.5, 0], 1)
+    assert found(k=2, scores_k=1_000) == (["a", "b"], [2, 1.5, 0, -2], 2)
+    assert found(k=3, scores_k=1) == (["a", "b", "c"], [2, 1.5, 0], 3)
+
+
 def test_vectors_of_hits_come_when_asked_for(services: Services, plane: str) -> None:
     result = search(services, plane, [[0, 1]], k=3, include_vectors=True).results[0]
     expected = [ROWS[item_id] for item_id in result.ids]
@@ -244,6 +255,8 @@ QUERY_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "k 0": ({"ids": pb.IdQueries(ids=["a"]), "k": 0}, "BAD_K", "k"),
     "k 1001": ({"ids": pb.IdQueries(ids=["a"]), "k": 1_001}, "BAD_K", "k"),
     "k of 32 bits": ({"ids": pb.IdQueries(ids=["a"]), "k": 2**32 - 1}, "BAD_K", "k"),
+    "scores_k 0": ({"ids": pb.IdQueries(ids=["a"]), "scores_k": 0}, "BAD_K", "scores_k"),
+    "scores_k 1001": ({"ids": pb.IdQueries(ids=["a"]), "scores_k": 1_001}, "BAD_K", "scores_k"),
     "dimensions": ({"vectors": to_block(np.ones((1, 3)))}, "WRONG_COLS", "vectors.cols"),
     "bytes": (
         {

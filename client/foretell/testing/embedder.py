@@ -174,7 +174,7 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
         """Finds the nearest vectors by inner product: exact, over all."""
         collection = self._find(request.collection)
         number = checks.queries(request)
-        k = checks.k(request.k if request.HasField("k") else None)
+        k, scores_k = checks.hits(request)
         checks.filters(request.filters, number)
         conditions = any(each.HasField("condition") for each in request.filters)
         if conditions and collection.kind == pb.COLLECTION_KIND_VECTOR:
@@ -189,11 +189,11 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
             result = response.results.add()
             if index in queries:
                 query_filter = filters[index if len(filters) > 1 else 0]
-                ids, scores = nearest(collection, queries[index], k, query_filter)
-                result.ids.extend(ids)
+                ids, scores = nearest(collection, queries[index], scores_k, query_filter)
+                result.ids.extend(ids[:k])
                 result.scores = scores.astype("<f4").tobytes()
                 if request.include_vectors:
-                    result.vectors.CopyFrom(to_block(collection.matrix(ids)))
+                    result.vectors.CopyFrom(to_block(collection.matrix(ids[:k])))
         return response
 
     def _queries(

@@ -774,12 +774,17 @@ class SearchRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     FILTERS_FIELD_NUMBER: _builtins.int
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
+    SCORES_K_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty means `items`."""
     k: _builtins.int
     """Hits a query. Unset means 10. Limit: 1 to 1,000."""
     include_vectors: _builtins.bool
     """Whether to return the hits' vectors."""
+    scores_k: _builtins.int
+    """Scores a query, where more than k are wanted: what the best beyond the hits
+    score, without their ids. Less than k means k. Limit: 1 to 1,000.
+    """
     @_builtins.property
     def vectors(self) -> _common_pb2.VectorBlock:
         """One row per query, in the collection's space."""
@@ -808,17 +813,22 @@ class SearchRequest(_message.Message):
         k: _builtins.int | None = ...,
         filters: _abc.Iterable[Global___QueryFilter] | None = ...,
         include_vectors: _builtins.bool = ...,
+        scores_k: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "ids", b"ids", "k", b"k", "queries", b"queries", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_scores_k", b"_scores_k", "ids", b"ids", "k", b"k", "queries", b"queries", "scores_k", b"scores_k", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "collection", b"collection", "filters", b"filters", "ids", b"ids", "include_vectors", b"include_vectors", "k", b"k", "queries", b"queries", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_scores_k", b"_scores_k", "collection", b"collection", "filters", b"filters", "ids", b"ids", "include_vectors", b"include_vectors", "k", b"k", "queries", b"queries", "scores_k", b"scores_k", "texts", b"texts", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    _WhichOneofReturnType__scores_k: _TypeAlias = _typing.Literal["scores_k"]  # noqa: Y015
+    _WhichOneofArgType__scores_k: _TypeAlias = _typing.Literal["_scores_k", b"_scores_k"]  # noqa: Y015
     _WhichOneofReturnType_queries: _TypeAlias = _typing.Literal["vectors", "texts", "ids"]  # noqa: Y015
     _WhichOneofArgType_queries: _TypeAlias = _typing.Literal["queries", b"queries"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scores_k) -> _WhichOneofReturnType__scores_k | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_queries) -> _WhichOneofReturnType_queries | None: ...
 
@@ -834,7 +844,9 @@ class SearchResult(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     scores: _builtins.bytes
-    """Inner products: float32, little-endian, one per id."""
+    """Inner products: float32, little-endian, best first: one per id, then those
+    that only scores_k asks for.
+    """
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fewer than k only where fewer items pass the filter."""
