@@ -20,10 +20,9 @@ TIE = 1e-5
 GATHERED = 32_768
 """Rows that are copied together for a product over some of them: 48 MiB at 384 columns."""
 
-SMALL = 50_000_000
-"""Multiplications up to which one product and a selection serve a search, in one thread, in about
-3 ms: sixteen queries of 64 dimensions among 48,000 rows. faiss, which does both in one pass and in
-all threads, takes four times as long for 12,000 rows, and its threads go on to look for work."""
+A_THREAD = 50_000_000
+"""Multiplications that are worth a thread: some 3 ms. Threads that share less wait for one another
+longer than they work."""
 
 if faiss.cvar.distance_compute_blas_threshold > 1_000:
     # From so many numbers in the queries on, a matrix product serves them together. faiss 1.15
@@ -84,7 +83,7 @@ def nearest(
     parts: list[Pairs] = []
     while len(waiting) and len(rows):
         hits = min(hits, len(rows))
-        scores, found = _knn(queries[waiting], rows, hits)
+        scores, found = faiss.knn(queries[waiting], rows, hits, faiss.METRIC_INNER_PRODUCT)
         passing = passes(found, waiting, alive, denied)
         rank = passing.cumsum(axis=1)
         wanted = k[waiting, None]
@@ -99,20 +98,6 @@ def nearest(
         waiting = waiting[~done]
         hits *= 4
     return Pairs.joined(parts)
-
-
-def _knn(queries: Vectors, rows: Vectors, hits: int) -> tuple[NDArray[np.float32], Slots]:
-    """The `hits` best rows of each query, best first: scores and rows, (queries, hits) each."""
-    if len(queries) * rows.size > SMALL:
-        found: tuple[NDArray[np.float32], Slots] = faiss.knn(
-            queries, rows, hits, faiss.METRIC_INNER_PRODUCT
-        )
-        return found
-    scores = queries @ rows.T
-    best = np.argpartition(scores, len(rows) - hits, axis=1)[:, len(rows) - hits :]
-    scores = np.take_along_axis(scores, best, axis=1)
-    order = np.argsort(-scores, axis=1)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(best, order, axis=1)
 
 
 def nearest_of(queries: Vectors, rows: Vectors, slots: Slots, k: Slots, hits: int) -> Pairs:

@@ -77,7 +77,7 @@ class Searcher:
         if self.accelerator is not None:
             return queries // QUERIES_A_THREAD
         products: int = queries * self.table.rows.shape[1] * len(self.table)
-        return products // exact.SMALL
+        return products // exact.A_THREAD
 
     def _groups(
         self, queries: Vectors, k: Slots, filters: Sequence[Filter]
