@@ -7,7 +7,7 @@ import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from foretell import limits
@@ -28,22 +28,25 @@ class NewEvent(NamedTuple):
     """A JSON object."""
 
 
-@dataclass(frozen=True)
-class Ingested:
-    """What became of a batch."""
+class Outcome(Enum):
+    """What became of an event."""
 
-    accepted: int
-    duplicates: int
-    refused: list[int]
-    """Positions of events whose behavior type would be one too many."""
+    STORED = 0
+    DUPLICATE = 1
+    """Its event_id is known."""
+    REFUSED = 2
+    """Its behavior type would be one too many."""
 
 
-def ingest(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> Ingested:
+def ingest(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> list[Outcome]:
     """Stores a batch, in its order, within the connection's transaction."""
+    outcomes = [Outcome.DUPLICATE] * len(events)
     fresh = _without_known(connection, events)
     types = _type_numbers(connection, dict.fromkeys(events[at].behavior_type for at in fresh))
-    stored = [events[at] for at in fresh if events[at].behavior_type in types]
-    refused = [at for at in fresh if events[at].behavior_type not in types]
+    for at in fresh:
+        known = events[at].behavior_type in types
+        outcomes[at] = Outcome.STORED if known else Outcome.REFUSED
+    stored = [events[at] for at in fresh if outcomes[at] is Outcome.STORED]
     users = _user_numbers(connection, {event.user_id for event in stored})
     texts = _text_numbers(connection, stored)
     connection.executemany(
@@ -66,7 +69,7 @@ def ingest(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> Ingest
             for event in stored
         ],
     )
-    return Ingested(len(stored), len(events) - len(stored) - len(refused), refused)
+    return outcomes
 
 
 def _without_known(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> list[int]:

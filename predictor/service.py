@@ -7,7 +7,8 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +16,7 @@ import grpc
 import torch
 
 from foretell import checks, limits
+from foretell.common.v1 import common_pb2
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import event_service_pb2_grpc as event_grpc
 from foretell.predictor.v1 import model_service_pb2 as model_pb
@@ -24,10 +26,11 @@ from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
 from foretell.texts import text_id
 from predictor import ingestion, registry
 from predictor.activation import Models
+from predictor.batching import Batcher
 from predictor.behaviors import BehaviorTexts
 from predictor.embedder import Embedder
 from predictor.events import EventStore, History, PastEvent, StoredEvent
-from predictor.ingestion import NewEvent
+from predictor.ingestion import NewEvent, Outcome
 from predictor.page_tokens import decode, encode
 from predictor.prediction import NO_HISTORY, Predictor, Query
 from serving.admission import Admission
@@ -42,12 +45,18 @@ ANSWER_S = 0.05
 """What remains of a caller's deadline for the way back."""
 
 
+AT_ONCE = 100
+"""Events of a call up to which they are read on the event loop: about a millisecond."""
+
+
 class EventService(event_grpc.EventServiceServicer):
     """Users' histories."""
 
     def __init__(self, store: EventStore, texts: BehaviorTexts) -> None:
         self._store = store
         self._texts = texts
+        # Calls that wait for a commit are one batch, and so a few statements, in the next.
+        self._arriving: Batcher[NewEvent, Outcome] = Batcher(self._ingest, limits.BATCH)
 
     async def IngestEvents(
         self, request: event_pb.IngestEventsRequest, context: Context
@@ -56,32 +65,37 @@ class EventService(event_grpc.EventServiceServicer):
         note(batch=len(request.events))
         checks.count(len(request.events), "events", limits.BATCH)
         checks.request_id(request.request_id)
-        # Ten thousand events take tens of milliseconds to read: not on the event loop.
-        apply = await asyncio.to_thread(self._ingest, request)
-        response, _ = await self._store.db.write(apply)
+        if len(request.events) <= AT_ONCE:
+            new, taken, failures = self._new_events(request)
+        else:
+            new, taken, failures = await asyncio.to_thread(self._new_events, request)
+        if request.request_id:
+
+            def apply(connection: sqlite3.Connection) -> event_pb.IngestEventsResponse:
+                return _ingested(ingestion.ingest(connection, new), taken, failures)
+
+            response, _ = await self._store.db.write(
+                once(apply, request, event_pb.IngestEventsResponse)
+            )
+        else:
+            response = _ingested(await self._arriving.submit(new), taken, failures)
         if any(event.text for event in request.events):
             self._texts.changed()
         return response
 
-    def _ingest(
+    def _new_events(
         self, request: event_pb.IngestEventsRequest
-    ) -> Callable[[sqlite3.Connection], tuple[event_pb.IngestEventsResponse, bool]]:
+    ) -> tuple[list[NewEvent], list[int], list[common_pb2.ElementFailure]]:
+        """The good events, their positions, and the failures of the others."""
         good, failures = checks.split(
             request.events, lambda event, at: checks.event(event, f"events[{at}]")
         )
         clock = self._store.now(len(good))
         new = [_new_event(request.events[at], clock + n) for n, at in enumerate(good)]
+        return new, good, failures
 
-        def apply(connection: sqlite3.Connection) -> event_pb.IngestEventsResponse:
-            done = ingestion.ingest(connection, new)
-            refused = [checks.failure(good[at], checks.too_many_types()) for at in done.refused]
-            return event_pb.IngestEventsResponse(
-                accepted=done.accepted,
-                duplicates=done.duplicates,
-                failures=sorted([*failures, *refused], key=lambda failure: failure.index),
-            )
-
-        return once(apply, request, event_pb.IngestEventsResponse)
+    async def _ingest(self, events: Sequence[NewEvent]) -> Sequence[Outcome]:
+        return await self._store.db.write(partial(ingestion.ingest, events=events))
 
     async def ListEvents(
         self, request: event_pb.ListEventsRequest, context: Context
@@ -270,6 +284,24 @@ def _new_event(event: event_pb.Event, clock_us: int) -> NewEvent:
         text_id(event.text) if event.text else None,
         event.event_id or None,
         json.dumps(dict(event.attributes), ensure_ascii=False) if event.attributes else None,
+    )
+
+
+def _ingested(
+    outcomes: Sequence[Outcome],
+    positions: Sequence[int],
+    failures: Sequence[common_pb2.ElementFailure],
+) -> event_pb.IngestEventsResponse:
+    """What became of a call's events: of those that could be read, at `positions`, and others."""
+    refused = [
+        checks.failure(at, checks.too_many_types())
+        for at, outcome in zip(positions, outcomes, strict=True)
+        if outcome is Outcome.REFUSED
+    ]
+    return event_pb.IngestEventsResponse(
+        accepted=outcomes.count(Outcome.STORED),
+        duplicates=outcomes.count(Outcome.DUPLICATE),
+        failures=sorted([*failures, *refused], key=lambda failure: failure.index),
     )
 
 

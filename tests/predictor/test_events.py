@@ -13,7 +13,7 @@ from foretell.testing import FakeServices
 from foretell.texts import text_id
 from predictor.database import open_database
 from predictor.events import Clock, EventStore, History
-from predictor.ingestion import NewEvent, delete_user, ingest
+from predictor.ingestion import NewEvent, Outcome, delete_user, ingest
 from predictor.learning.sources import read_store
 from serving.database import Database
 
@@ -44,8 +44,10 @@ def store(db: Database) -> EventStore:
 
 
 def write(store: EventStore, *events: NewEvent) -> tuple[int, int, list[int]]:
+    """How many were stored and how many known, and the positions of those refused."""
     done = store.db.submit(lambda connection: ingest(connection, events)).result()
-    return done.accepted, done.duplicates, done.refused
+    refused = [at for at, outcome in enumerate(done) if outcome is Outcome.REFUSED]
+    return done.count(Outcome.STORED), done.count(Outcome.DUPLICATE), refused
 
 
 def test_history_is_in_the_order_of_time_and_then_of_ingest(store: EventStore) -> None:

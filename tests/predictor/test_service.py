@@ -1,5 +1,7 @@
 """The event service over gRPC, without an embedder."""
 
+import asyncio
+import contextlib
 import random
 import signal
 import subprocess
@@ -7,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
@@ -19,9 +21,13 @@ from foretell.errors import from_rpc_error, from_status
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import model_service_pb2 as model_pb
 from foretell.predictor.v1 import prediction_service_pb2 as prediction_pb
+from predictor.database import open_database
+from predictor.events import EventStore
+from predictor.service import EventService
 from serving.process import ServiceProcess
 
 if TYPE_CHECKING:
+    from predictor.behaviors import BehaviorTexts
     from tests.predictor.conftest import Stubs
 
 Start = Callable[..., ServiceProcess]
@@ -213,6 +219,41 @@ def test_kill_9_loses_no_acknowledged_event(
     ]
     done = stubs.events.IngestEvents(event_pb.IngestEventsRequest(events=again))
     assert (done.accepted, done.duplicates) == (0, 50)
+
+
+async def test_calls_that_wait_for_a_commit_share_the_next(tmp_path: Path) -> None:
+    """Each is told of its own events: of what is wrong, and of what another call has stored."""
+    with contextlib.closing(open_database(tmp_path)) as db:
+        service = EventService(EventStore(db), cast("BehaviorTexts", None))
+        may_commit = threading.Event()
+        db.submit(lambda _: may_commit.wait(60))
+        commits: list[int] = []
+        submit = db.submit
+
+        def counted(*arguments: Any) -> Any:
+            commits.append(1)
+            return submit(*arguments)
+
+        db.submit = counted  # type: ignore[method-assign, assignment]
+
+        async def ingest(*events: event_pb.Event) -> tuple[int, int, list[int]]:
+            request = event_pb.IngestEventsRequest(events=events)
+            done = await service.IngestEvents(request, cast("Any", None))
+            return done.accepted, done.duplicates, [failure.index for failure in done.failures]
+
+        first = asyncio.ensure_future(ingest(event(user="u", event_id="first")))
+        while not commits:
+            await asyncio.sleep(0)
+        calls = [
+            asyncio.ensure_future(ingest(event(user=""), event(user="u"), event(user=""))),
+            asyncio.ensure_future(ingest(event(user="u", event_id="a"), event(event_id="first"))),
+            asyncio.ensure_future(ingest(event(user="v", event_id="b"), event(event_id="a"))),
+        ]
+        await asyncio.sleep(0)
+        may_commit.set()
+        assert await first == (1, 0, [])
+        assert await asyncio.gather(*calls) == [(1, 0, [0, 2]), (1, 1, []), (1, 1, [])]
+        assert len(commits) == 2
 
 
 def test_two_processes_share_one_store(
