@@ -177,9 +177,7 @@ class EmbedderService(rpc.EmbedderServiceServicer):
         note(batch=count)
         k, scores_k = checks.hits(request)
         if request.include_vectors:
-            _check_answer(
-                count * min(scores_k, len(collection.index)) * collection.row.cols * 4, "k"
-            )
+            _check_answer(count * min(k, len(collection.index)) * collection.row.cols * 4, "k")
         filters = await filters_of(request, count, collection, self._kept.collections)
         queries = await self._queries(request, collection, _deadline(context))
         searching = time.perf_counter()
@@ -378,7 +376,7 @@ def _fill(result: pb.SearchResult, hits: Hits, k: int) -> None:
     result.ids.extend(hits.ids[:k])
     result.scores = hits.scores.astype("<f4", copy=False).tobytes()
     if hits.vectors is not None:
-        result.vectors.CopyFrom(to_block(hits.vectors[:k]))
+        result.vectors.CopyFrom(to_block(hits.vectors))
 
 
 def _timings(started: float, timing: Timing, search_us: int = 0) -> common_pb2.Timings:

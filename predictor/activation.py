@@ -24,7 +24,8 @@ from predictor.models import model_dir
 from predictor.models.history import HISTORY_EVENTS
 from predictor.models.version import Version
 from predictor.processes import Presence
-from serving.database import Database, first_answer, once
+from serving.database import Database
+from serving.idempotency import first_answer, once
 
 log = logging.getLogger(__name__)
 

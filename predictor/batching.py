@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
-from typing import Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from serving import tracing
 
@@ -21,8 +22,18 @@ class _Group(NamedTuple, Generic[Q, R]):
     context: Context
 
 
+def _leave(
+    batch: Sequence[_Group[Any, Any]], task: asyncio.Task[None], left: asyncio.Future[Any]
+) -> None:
+    """Ends a run that nobody waits for any more."""
+    if left.cancelled() and all(group.future.done() for group in batch):
+        task.cancel()
+
+
 class Batcher(Generic[Q, R]):
     """Hands elements to `run` in batches, without ever waiting for one to fill.
+
+    A run whose callers have all left is cancelled.
 
     Args:
         run: answers a batch, one result per element; only `concurrent` of them run at a time.
@@ -62,6 +73,8 @@ class Batcher(Generic[Q, R]):
                 task = asyncio.get_running_loop().create_task(self._serve(batch), context=context)
                 self._tasks.add(task)  # the loop itself keeps no reference
                 task.add_done_callback(self._tasks.discard)
+                for group in batch:
+                    group.future.add_done_callback(partial(_leave, batch, task))
 
     def _next(self) -> list[_Group[Q, R]]:
         """The groups that have waited longest and fit together: at least one, if any waits."""

@@ -98,7 +98,7 @@ class Finder:
                 continue
             found.search_us = answer.search_us
             found.exhausted = len(answer.scores) < search.scores_k
-            found.candidates = _allowed(answer, found.wanted.deny, search.deny)
+            found.candidates = _allowed(answer, found.wanted)
 
     async def _rank(self, chosen: Sequence[Found]) -> None:
         """Has the ranker add candidates and put them in its order."""
@@ -129,11 +129,11 @@ def _search(wanted: Wanted) -> VectorSearch | None:
     return VectorSearch(items.collection, wanted.query, k, most, wanted.allow or (), sent)
 
 
-def _allowed(hits: Hits, deny: Collection[str], sent: Collection[str]) -> Ranked:
+def _allowed(hits: Hits, wanted: Wanted) -> Ranked:
     """The hits without denied ids that were too many for the filter: they are no candidates."""
-    if len(sent) < limits.FILTER_IDS:
+    if wanted.allow or len(wanted.deny) <= limits.FILTER_IDS:
         return Ranked(hits.ids, hits.scores)
-    keep = np.array([item_id not in deny for item_id in hits.ids], np.bool_)
+    keep = np.array([item_id not in wanted.deny for item_id in hits.ids], np.bool_)
     return Ranked(list(itertools.compress(hits.ids, keep)), hits.scores[keep])
 
 

@@ -40,13 +40,21 @@ class Outcome(Enum):
 
 def ingest(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> list[Outcome]:
     """Stores a batch, in its order, within the connection's transaction."""
-    outcomes = [Outcome.DUPLICATE] * len(events)
-    fresh = _without_known(connection, events)
-    types = _type_numbers(connection, dict.fromkeys(events[at].behavior_type for at in fresh))
-    for at in fresh:
-        known = events[at].behavior_type in types
-        outcomes[at] = Outcome.STORED if known else Outcome.REFUSED
-    stored = [events[at] for at in fresh if outcomes[at] is Outcome.STORED]
+    known = _known_ids(connection, events)
+    types: dict[str, int] = dict(connection.execute("SELECT name, type FROM types"))
+    outcomes = []
+    for event in events:
+        if event.event_id in known:
+            outcomes.append(Outcome.DUPLICATE)
+        elif not _has_number(connection, types, event.behavior_type):
+            outcomes.append(Outcome.REFUSED)
+        else:
+            outcomes.append(Outcome.STORED)
+            if event.event_id is not None:
+                known.add(event.event_id)
+    stored = [
+        event for event, outcome in zip(events, outcomes, strict=True) if outcome is Outcome.STORED
+    ]
     users = _user_numbers(connection, {event.user_id for event in stored})
     texts = _text_numbers(connection, stored)
     connection.executemany(
@@ -72,37 +80,25 @@ def ingest(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> list[O
     return outcomes
 
 
-def _without_known(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> list[int]:
-    """Positions of the events whose event_id is not stored: of equal ones the first."""
+def _known_ids(connection: sqlite3.Connection, events: Sequence[NewEvent]) -> set[str]:
+    """The event_ids that are stored."""
     ids = [event.event_id for event in events if event.event_id]
     if not ids:
-        return list(range(len(events)))
-    seen: set[str] = {
+        return set()
+    return {
         event_id
         for (event_id,) in connection.execute(
             "SELECT event_id FROM events WHERE event_id IN (SELECT value FROM json_each(?))",
             (json.dumps(ids),),
         )
     }
-    fresh: list[int] = []
-    for position, event in enumerate(events):
-        if event.event_id is None:
-            fresh.append(position)
-        elif event.event_id not in seen:
-            seen.add(event.event_id)
-            fresh.append(position)
-    return fresh
 
 
-def _type_numbers(connection: sqlite3.Connection, names: Iterable[str]) -> dict[str, int]:
-    """All types by name; new ones are added while there is room."""
-    types: dict[str, int] = dict(connection.execute("SELECT name, type FROM types"))
-    for name in names:
-        if name not in types and len(types) < limits.BEHAVIOR_TYPES:
-            types[name] = _insert(
-                connection, "INSERT INTO types (name, events) VALUES (?, 0)", name
-            )
-    return types
+def _has_number(connection: sqlite3.Connection, types: dict[str, int], name: str) -> bool:
+    """Whether a type is among the `types`: a new one is added while there is room."""
+    if name not in types and len(types) < limits.BEHAVIOR_TYPES:
+        types[name] = _insert(connection, "INSERT INTO types (name, events) VALUES (?, 0)", name)
+    return name in types
 
 
 def _user_numbers(connection: sqlite3.Connection, user_ids: Iterable[str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -239,13 +240,13 @@ class Predictor:
         short = [one for one in answering if not one.complete]
         if short:
             await asyncio.gather(*(_fall_back(fallback, one) for one in short))
-        for one in answering:
-            query, prediction = one.query, one.prediction
-            if query.rank is not None:
+        named = [_named(one.query) for one in answering]
+        existing = set(await fallback.existing(list(dict.fromkeys(chain.from_iterable(named)))))
+        for one, ids in zip(answering, named, strict=True):
+            if one.query.rank is not None:
                 await self._item_types(served, one)
-            if query.rank is not None or query.allow or len(query.history):
-                prediction.missing_ids.extend(await _missing(query, fallback))
-            prediction.shortfall_reason = _shortfall(query, one.selection, prediction)
+            one.prediction.missing_ids.extend(each for each in ids if each not in existing)
+            one.prediction.shortfall_reason = _shortfall(one.query, one.selection, one.prediction)
 
     async def _item_types(self, served: ServedModel | None, one: _Answering) -> None:
         """Adds to each item what the user would do with it, if the version has learned that."""
@@ -304,12 +305,11 @@ async def _fall_back(fallback: Fallback, one: _Answering) -> None:
     await fallback.popular(selection)
 
 
-async def _missing(query: Query, fallback: Fallback) -> list[str]:
-    """The ids that the query names and that do not exist, as far as is known."""
+def _named(query: Query) -> dict[str, None]:
+    """The ids that the query names as existing, each once and in order."""
     named = dict.fromkeys(query.allow if query.rank is None else query.rank)
     named.update(dict.fromkeys(filter(None, query.history.item_ids)))
-    existing = set(await fallback.existing(list(named)))
-    return [item_id for item_id in named if item_id not in existing]
+    return named
 
 
 def _note(error: ForetellError) -> None:

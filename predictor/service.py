@@ -8,15 +8,16 @@ import logging
 import sqlite3
 import time
 from collections.abc import Sequence
-from functools import partial
 from importlib import metadata
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import grpc
 import torch
 
 from foretell import checks, limits
 from foretell.common.v1 import common_pb2
+from foretell.errors import ForetellError
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import event_service_pb2_grpc as event_grpc
 from foretell.predictor.v1 import model_service_pb2 as model_pb
@@ -26,7 +27,6 @@ from foretell.predictor.v1 import prediction_service_pb2_grpc as prediction_grpc
 from foretell.texts import text_id
 from predictor import ingestion, registry
 from predictor.activation import Models
-from predictor.batching import Batcher
 from predictor.behaviors import BehaviorTexts
 from predictor.embedder import Embedder
 from predictor.events import EventStore, History, PastEvent, StoredEvent
@@ -35,7 +35,7 @@ from predictor.page_tokens import decode, encode
 from predictor.prediction import NO_HISTORY, Predictor, Query
 from serving.admission import Admission
 from serving.calls import note
-from serving.database import once
+from serving.idempotency import each_once, once
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,24 @@ AT_ONCE = 100
 """Events of a call up to which they are read on the event loop: about a millisecond."""
 
 
+class _Arrival(NamedTuple):
+    """A call's events on their way into the store."""
+
+    request: event_pb.IngestEventsRequest
+    events: Sequence[NewEvent]
+    """Those that could be read."""
+    positions: Sequence[int]
+    """Of these in the request."""
+    failures: Sequence[common_pb2.ElementFailure]
+    """Of the others."""
+
+
 class EventService(event_grpc.EventServiceServicer):
     """Users' histories."""
 
     def __init__(self, store: EventStore, texts: BehaviorTexts) -> None:
         self._store = store
         self._texts = texts
-        # Calls that wait for a commit are one batch, and so a few statements, in the next.
-        self._arriving: Batcher[NewEvent, Outcome] = Batcher(self._ingest, limits.BATCH)
 
     async def IngestEvents(
         self, request: event_pb.IngestEventsRequest, context: Context
@@ -66,36 +76,21 @@ class EventService(event_grpc.EventServiceServicer):
         checks.count(len(request.events), "events", limits.BATCH)
         checks.request_id(request.request_id)
         if len(request.events) <= AT_ONCE:
-            new, taken, failures = self._new_events(request)
+            arrival = self._arrival(request)
         else:
-            new, taken, failures = await asyncio.to_thread(self._new_events, request)
-        if request.request_id:
-
-            def apply(connection: sqlite3.Connection) -> event_pb.IngestEventsResponse:
-                return _ingested(ingestion.ingest(connection, new), taken, failures)
-
-            response, _ = await self._store.db.write(
-                once(apply, request, event_pb.IngestEventsResponse)
-            )
-        else:
-            response = _ingested(await self._arriving.submit(new), taken, failures)
+            arrival = await asyncio.to_thread(self._arrival, request)
+        response = await self._store.db.write_part(_ingest, arrival)
         if any(event.text for event in request.events):
             self._texts.changed()
         return response
 
-    def _new_events(
-        self, request: event_pb.IngestEventsRequest
-    ) -> tuple[list[NewEvent], list[int], list[common_pb2.ElementFailure]]:
-        """The good events, their positions, and the failures of the others."""
+    def _arrival(self, request: event_pb.IngestEventsRequest) -> _Arrival:
         good, failures = checks.split(
             request.events, lambda event, at: checks.event(event, f"events[{at}]")
         )
         clock = self._store.now(len(good))
         new = [_new_event(request.events[at], clock + n) for n, at in enumerate(good)]
-        return new, good, failures
-
-    async def _ingest(self, events: Sequence[NewEvent]) -> Sequence[Outcome]:
-        return await self._store.db.write(partial(ingestion.ingest, events=events))
+        return _Arrival(request, new, good, failures)
 
     async def ListEvents(
         self, request: event_pb.ListEventsRequest, context: Context
@@ -287,21 +282,32 @@ def _new_event(event: event_pb.Event, clock_us: int) -> NewEvent:
     )
 
 
-def _ingested(
-    outcomes: Sequence[Outcome],
-    positions: Sequence[int],
-    failures: Sequence[common_pb2.ElementFailure],
-) -> event_pb.IngestEventsResponse:
-    """What became of a call's events: of those that could be read, at `positions`, and others."""
+def _ingest(
+    connection: sqlite3.Connection, arrivals: Sequence[_Arrival]
+) -> list[event_pb.IngestEventsResponse | ForetellError]:
+    """Stores the events of all calls that wait for a commit: a few statements for all of them."""
+
+    def apply(chosen: Sequence[int]) -> list[event_pb.IngestEventsResponse]:
+        some = [arrivals[at] for at in chosen]
+        outcomes = iter(
+            ingestion.ingest(connection, [event for each in some for event in each.events])
+        )
+        return [_ingested(each, list(islice(outcomes, len(each.events)))) for each in some]
+
+    requests = [arrival.request for arrival in arrivals]
+    return each_once(connection, apply, requests, event_pb.IngestEventsResponse)
+
+
+def _ingested(arrival: _Arrival, outcomes: list[Outcome]) -> event_pb.IngestEventsResponse:
     refused = [
         checks.failure(at, checks.too_many_types())
-        for at, outcome in zip(positions, outcomes, strict=True)
+        for at, outcome in zip(arrival.positions, outcomes, strict=True)
         if outcome is Outcome.REFUSED
     ]
     return event_pb.IngestEventsResponse(
         accepted=outcomes.count(Outcome.STORED),
         duplicates=outcomes.count(Outcome.DUPLICATE),
-        failures=sorted([*failures, *refused], key=lambda failure: failure.index),
+        failures=sorted([*arrival.failures, *refused], key=lambda failure: failure.index),
     )
 
 

@@ -1,29 +1,28 @@
-"""SQLite as the record of truth: durable group commit, and writes that may be repeated."""
+"""SQLite as the record of truth: durable group commit."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from google.protobuf.message import Message
-
-from foretell import checks, limits
 from foretell.errors import (
     FailedPreconditionError,
+    ForetellError,
     ResourceExhaustedError,
     UnavailableError,
 )
+from serving.idempotency import REQUESTS
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ Migration: TypeAlias = Callable[[sqlite3.Connection], object]
 """Brings a file from one schema version to the next, within a transaction."""
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Message)
+P = TypeVar("P")
 
 BUSY_TIMEOUT_MS = 30_000
 """How long a writer waits for another process's transaction."""
@@ -46,20 +45,12 @@ empty, and writing took a fifth longer."""
 SELECT_TOGETHER = 500
 """Keys in one SQL statement."""
 
-_REQUESTS = """
-CREATE TABLE IF NOT EXISTS requests (
-    request_id TEXT PRIMARY KEY,
-    digest BLOB NOT NULL,
-    response BLOB NOT NULL,
-    created_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS requests_created_at ON requests (created_at);
-"""
-
 
 @dataclass
 class _Write(Generic[T]):
-    apply: Callable[[sqlite3.Connection], T]
+    apply: Callable[[sqlite3.Connection, Sequence[Any]], Sequence[T | ForetellError]]
+    """What follows in the queue with the same one is done with it: a result for each part."""
+    part: Any
     committed: Callable[[T], None] | None
     future: Future[T]
 
@@ -95,7 +86,7 @@ class Database:
         self._connections: list[sqlite3.Connection] = []
         try:
             check_version(path, version)
-            self._open_schema(schema + _REQUESTS, version, migrations)
+            self._open_schema(schema + REQUESTS, version, migrations)
         except BaseException:
             for connection in self._connections:
                 connection.close()
@@ -131,12 +122,9 @@ class Database:
         in the order of the commits: what is derived from the database is brought up to date
         there, so that whoever has the answer sees its effect.
         """
-        write = _Write(apply, committed, Future())
-        with self._closing:  # nothing may come after the mark that ends the writer
-            if self._closed:
-                raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
-            self._queue.put(write)
-        return write.future
+        return self._put(
+            _Write(lambda connection, _: [apply(connection)], None, committed, Future())
+        )
 
     async def write(
         self,
@@ -144,9 +132,18 @@ class Database:
         committed: Callable[[T], None] | None = None,
     ) -> T:
         """`submit` for coroutines. A cancelled caller's write is done all the same."""
-        done = asyncio.wrap_future(self.submit(apply, committed))
-        done.add_done_callback(_noticed)
-        return await asyncio.shield(done)
+        return await _waited_for(self.submit(apply, committed))
+
+    async def write_part(
+        self,
+        apply: Callable[[sqlite3.Connection, Sequence[P]], Sequence[T | ForetellError]],
+        part: P,
+    ) -> T:
+        """As `write`, of one of the parts that `apply` does together: those of callers who wait.
+
+        Raises the error that `apply` gives for the part; what it raises itself fails all of them.
+        """
+        return await _waited_for(self._put(_Write(apply, part, None, Future())))
 
     def close(self) -> None:
         """Commits what waits and closes all connections."""
@@ -158,6 +155,13 @@ class Database:
         self._writer.join()
         for connection in self._connections:
             connection.close()
+
+    def _put(self, write: _Write[T]) -> Future[T]:
+        with self._closing:  # nothing may come after the mark that ends the writer
+            if self._closed:
+                raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
+            self._queue.put(write)
+        return write.future
 
     def _connect(self) -> sqlite3.Connection:
         # Any thread may close it (in `close`); each thread uses only its own.
@@ -225,15 +229,18 @@ class Database:
         done: list[tuple[_Write[Any], Any]] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for write in writes:
+            for apply, several in groupby(writes, key=attrgetter("apply")):
+                together = list(several)
                 connection.execute("SAVEPOINT one")
                 try:
-                    done.append((write, write.apply(connection)))
+                    results = apply(connection, [write.part for write in together])
+                    done.extend(zip(together, results, strict=True))
                 except Exception as error:
                     if not connection.in_transaction:  # a full disk ends the transaction itself
                         raise
                     connection.execute("ROLLBACK TO one")
-                    write.future.set_exception(_typed(error))
+                    for write in together:
+                        write.future.set_exception(_typed(error))
                 connection.execute("RELEASE one")
             connection.execute("COMMIT")
         except Exception as error:
@@ -244,6 +251,9 @@ class Database:
                     write.future.set_exception(_typed(error))
             return
         for write, result in done:
+            if isinstance(result, ForetellError):
+                write.future.set_exception(result)
+                continue
             try:
                 if write.committed is not None:
                     write.committed(result)
@@ -251,6 +261,12 @@ class Database:
             except Exception as error:
                 log.exception("a committed write could not be applied in memory")
                 write.future.set_exception(error)
+
+
+async def _waited_for(write: Future[T]) -> T:
+    done = asyncio.wrap_future(write)
+    done.add_done_callback(_noticed)
+    return await asyncio.shield(done)
 
 
 def _noticed(done: asyncio.Future[Any]) -> None:
@@ -314,68 +330,6 @@ def select_in(
     for start in range(0, len(keys), SELECT_TOGETHER):
         some = keys[start : start + SELECT_TOGETHER]
         yield from connection.execute(f"{query} IN ({','.join('?' * len(some))})", some)
-
-
-def once(
-    apply: Callable[[sqlite3.Connection], M], request: Message, response_type: type[M]
-) -> Callable[[sqlite3.Connection], tuple[M, bool]]:
-    """A write that happens once for a `request.request_id`; repeated, it gives the first answer.
-
-    The answer is kept in the same transaction as the write. The second value says whether the
-    write was done now. Without a request_id it is always done.
-
-    Raises (when run):
-        InvalidArgumentError: the request_id came with another request before.
-    """
-    if not _request_id(request):
-        return lambda connection: (apply(connection), True)
-    digest = _digest(request)
-
-    def apply_once(connection: sqlite3.Connection) -> tuple[M, bool]:
-        now = time.time()
-        connection.execute(
-            "DELETE FROM requests WHERE created_at < ?", (now - limits.REQUEST_ID_SECONDS,)
-        )
-        first = first_answer(connection, request, response_type)
-        if first is not None:
-            return first, False
-        response = apply(connection)
-        connection.execute(
-            "INSERT INTO requests VALUES (?, ?, ?, ?)",
-            (_request_id(request), digest, response.SerializeToString(), now),
-        )
-        return response, True
-
-    return apply_once
-
-
-def first_answer(
-    connection: sqlite3.Connection, request: Message, response_type: type[M]
-) -> M | None:
-    """The answer that `once` kept for this request, if it has one.
-
-    Raises:
-        InvalidArgumentError: the request_id came with another request before.
-    """
-    row = connection.execute(
-        "SELECT digest, response FROM requests WHERE request_id = ? AND created_at >= ?",
-        (_request_id(request), time.time() - limits.REQUEST_ID_SECONDS),
-    ).fetchone()
-    if row is None:
-        return None
-    if row[0] != _digest(request):
-        raise checks.request_id_reused(_request_id(request))
-    return response_type.FromString(row[1])
-
-
-def _request_id(request: Message) -> str:
-    request_id: str = request.request_id  # type: ignore[attr-defined]
-    return request_id
-
-
-def _digest(request: Message) -> bytes:
-    kind = request.DESCRIPTOR.full_name.encode()
-    return hashlib.sha256(kind + request.SerializeToString(deterministic=True)).digest()
 
 
 def _typed(error: Exception) -> Exception:

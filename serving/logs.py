@@ -112,5 +112,5 @@ class CallLog:
         if timings is not None:
             fields["queue_ms"] = timings.queue_us / 1e3
         bad = call.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-        with suppress(OSError):  # a full disk ends no call
+        with suppress(OSError, ValueError):  # a full disk or a closed file ends no call
             calls.log(logging.WARNING if bad else logging.INFO, "call", **fields)

@@ -58,6 +58,7 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "QueryFilter.condition": (limits.CONDITIONS,),
     "SearchRequest.queries": QUERIES,
     "SearchRequest.k": (SMALLEST, limits.K),
+    "SearchRequest.scores_k": (SMALLEST, limits.K),
     "VectorCollection.cols": (SMALLEST, limits.COLS),
     "TermRows.terms": (SMALLEST, limits.TERMS, SMALLEST, limits.TERM_CHARS),
     "DerivedCollection.layers": (SMALLEST, limits.LAYERS),

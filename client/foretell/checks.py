@@ -164,9 +164,14 @@ def k(value: int | None, default: int = limits.K_DEFAULT, field: str = "k") -> i
 def hits(request: embedder_pb.SearchRequest) -> tuple[int, int]:
     """How many hits a query gets, and how many scores: at least as many."""
     wanted = k(request.k if request.HasField("k") else None)
-    return wanted, max(
-        wanted, k(request.scores_k if request.HasField("scores_k") else None, wanted, "scores_k")
-    )
+    scores = k(request.scores_k if request.HasField("scores_k") else None, wanted, "scores_k")
+    if scores > wanted and request.include_vectors:
+        raise InvalidArgumentError(
+            "scores_k is more than k, which include_vectors does not go with",
+            reason="BAD_K",
+            field="scores_k",
+        )
+    return wanted, max(wanted, scores)
 
 
 def page_size(value: int) -> int:

@@ -23,7 +23,7 @@ from foretell.errors import (
     ResourceExhaustedError,
 )
 from foretell.projection import Projection, from_derived
-from serving.database import once
+from serving.idempotency import once
 
 ITEMS = "items"
 BEHAVIORS = "behaviors"

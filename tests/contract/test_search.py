@@ -143,14 +143,13 @@ def test_k_bounds_the_hits_and_is_10_by_default(services: Services, plane: str) 
 
 
 def test_scores_go_on_beyond_the_hits_where_they_are_wanted(services: Services, plane: str) -> None:
-    def found(**fields: int) -> tuple[list[str], list[float], int]:
-        result = search(services, plane, [[2, 0]], include_vectors=True, **fields).results[0]
-        scores = np.frombuffer(result.scores, "<f4").tolist()
-        return list(result.ids), scores, result.vectors.rows
+    def found(**fields: int) -> tuple[list[str], list[float]]:
+        result = search(services, plane, [[2, 0]], **fields).results[0]
+        return list(result.ids), np.frombuffer(result.scores, "<f4").tolist()
 
-    assert found(k=1, scores_k=3) == (["a"], [2, 1.5, 0], 1)
-    assert found(k=2, scores_k=1_000) == (["a", "b"], [2, 1.5, 0, -2], 2)
-    assert found(k=3, scores_k=1) == (["a", "b", "c"], [2, 1.5, 0], 3)
+    assert found(k=1, scores_k=3) == (["a"], [2, 1.5, 0])
+    assert found(k=2, scores_k=1_000) == (["a", "b"], [2, 1.5, 0, -2])
+    assert found(k=3, scores_k=1) == (["a", "b", "c"], [2, 1.5, 0])
 
 
 def test_vectors_of_hits_come_when_asked_for(services: Services, plane: str) -> None:
@@ -257,6 +256,11 @@ QUERY_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "k of 32 bits": ({"ids": pb.IdQueries(ids=["a"]), "k": 2**32 - 1}, "BAD_K", "k"),
     "scores_k 0": ({"ids": pb.IdQueries(ids=["a"]), "scores_k": 0}, "BAD_K", "scores_k"),
     "scores_k 1001": ({"ids": pb.IdQueries(ids=["a"]), "scores_k": 1_001}, "BAD_K", "scores_k"),
+    "scores_k with vectors": (
+        {"ids": pb.IdQueries(ids=["a"]), "scores_k": 11, "include_vectors": True},
+        "BAD_K",
+        "scores_k",
+    ),
     "dimensions": ({"vectors": to_block(np.ones((1, 3)))}, "WRONG_COLS", "vectors.cols"),
     "bytes": (
         {

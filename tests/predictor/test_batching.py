@@ -59,6 +59,25 @@ async def test_who_left_is_not_run_and_holds_nobody_up() -> None:
     assert recorder.batches == [[2], [6]]
 
 
+async def test_a_run_for_nobody_is_cancelled() -> None:
+    recorder = Recorder()
+    batcher = Batcher(recorder.run, size=2)
+    callers = [asyncio.create_task(batcher.submit([n])) for n in (1, 2)]
+    while not recorder.batches:
+        await asyncio.sleep(0)
+    waiting = asyncio.create_task(batcher.submit([3]))
+    callers[0].cancel()
+    await asyncio.wait(callers[:1])
+    await asyncio.sleep(0)
+    assert recorder.batches == [[1, 2]]  # the other one waits for it
+    callers[1].cancel()
+    while len(recorder.batches) < 2:
+        await asyncio.sleep(0)
+    recorder.go.set()
+    assert await waiting == [6]
+    assert recorder.batches == [[1, 2], [3]]
+
+
 async def test_a_failing_run_fails_its_batch_and_the_next_one_runs() -> None:
     async def run(numbers: Sequence[int]) -> list[int]:
         if 0 in numbers:

@@ -68,6 +68,10 @@ def test_a_known_event_id_is_ignored_and_counted(store: EventStore) -> None:
 def test_types_beyond_the_limit_are_refused_and_known_ones_are_not(store: EventStore) -> None:
     types = [event(behavior_type=f"type {n}") for n in range(limits.BEHAVIOR_TYPES)]
     assert write(store, *types) == (limits.BEHAVIOR_TYPES, 0, [])
+    # What was refused is not known afterwards.
+    once_more = event(behavior_type="type 0", event_id="e")
+    refused = event(behavior_type="too many", event_id="e")
+    assert write(store, refused, refused, once_more, once_more) == (1, 1, [0, 1])
     more = (event(behavior_type="one more"), event(behavior_type="type 7", event_id="x"))
     assert write(store, *more) == (1, 0, [0])
     # With its last event a type goes, and makes room.

@@ -276,6 +276,18 @@ def test_repeats(predictor: "Stubs", expected: Expect) -> None:
     assert without.candidates == 27
 
 
+@pytest.mark.parametrize("others", [-1, 0])
+def test_deny_lists_up_to_the_full_length(predictor: "Stubs", others: int) -> None:
+    deny = [f"nothing {n}" for n in range(limits.FILTER_IDS + others)]
+    denied = predict(predictor, user_id="ann", deny_item_ids=deny)
+    plain = predict(predictor, user_id="ann")
+    assert ids(denied) == ids(plain)
+    assert not denied.fallback_reason
+    assert [item.probability for item in denied.items] == pytest.approx(
+        [item.probability for item in plain.items]
+    )
+
+
 def test_a_deny_list_of_the_full_length_beside_own_items(predictor: "Stubs") -> None:
     deny = [f"nothing {n}" for n in range(limits.FILTER_IDS)]
     answer = predict(

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,10 +18,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from foretell import limits
-from foretell.errors import from_rpc_error, from_status
+from foretell.errors import InvalidArgumentError, from_rpc_error, from_status
 from foretell.predictor.v1 import event_service_pb2 as event_pb
 from foretell.predictor.v1 import model_service_pb2 as model_pb
 from foretell.predictor.v1 import prediction_service_pb2 as prediction_pb
+from predictor import ingestion
 from predictor.database import open_database
 from predictor.events import EventStore
 from predictor.service import EventService
@@ -221,39 +223,81 @@ def test_kill_9_loses_no_acknowledged_event(
     assert (done.accepted, done.duplicates) == (0, 50)
 
 
-async def test_calls_that_wait_for_a_commit_share_the_next(tmp_path: Path) -> None:
+async def test_calls_that_wait_for_a_commit_share_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is told of its own events: of what is wrong, and of what another call has stored."""
+    batches: list[int] = []
+    store_all = ingestion.ingest
+
+    def counted(connection: sqlite3.Connection, events: Sequence[Any]) -> Any:
+        batches.append(len(events))
+        return store_all(connection, events)
+
+    monkeypatch.setattr(ingestion, "ingest", counted)
     with contextlib.closing(open_database(tmp_path)) as db:
-        service = EventService(EventStore(db), cast("BehaviorTexts", None))
+        service = EventService(EventStore(db), cast("BehaviorTexts", Texts()))
         may_commit = threading.Event()
         db.submit(lambda _: may_commit.wait(60))
-        commits: list[int] = []
-        submit = db.submit
 
-        def counted(*arguments: Any) -> Any:
-            commits.append(1)
-            return submit(*arguments)
-
-        db.submit = counted  # type: ignore[method-assign, assignment]
-
-        async def ingest(*events: event_pb.Event) -> tuple[int, int, list[int]]:
-            request = event_pb.IngestEventsRequest(events=events)
-            done = await service.IngestEvents(request, cast("Any", None))
+        async def ingest(*events: event_pb.Event, request_id: str = "") -> tuple[object, ...]:
+            request = event_pb.IngestEventsRequest(events=events, request_id=request_id)
+            try:
+                done = await service.IngestEvents(request, cast("Any", None))
+            except InvalidArgumentError as error:
+                return (error.reason,)
             return done.accepted, done.duplicates, [failure.index for failure in done.failures]
 
-        first = asyncio.ensure_future(ingest(event(user="u", event_id="first")))
-        while not commits:
-            await asyncio.sleep(0)
+        good, bad = event(user="u"), event(user="")
         calls = [
-            asyncio.ensure_future(ingest(event(user=""), event(user="u"), event(user=""))),
-            asyncio.ensure_future(ingest(event(user="u", event_id="a"), event(event_id="first"))),
-            asyncio.ensure_future(ingest(event(user="v", event_id="b"), event(event_id="a"))),
+            ingest(bad, good, bad),
+            ingest(event(event_id="a"), event(event_id="b")),
+            ingest(event(event_id="c"), event(event_id="a"), request_id="once"),
+            ingest(event(event_id="b"), event(event_id="d")),
+            # The same call again, while its first one waits, and another of its request_id.
+            ingest(event(event_id="c"), event(event_id="a"), request_id="once"),
+            ingest(event(event_id="e"), request_id="once"),
+            ingest(good, request_id="other"),
         ]
+        tasks = [asyncio.ensure_future(call) for call in calls]
         await asyncio.sleep(0)
         may_commit.set()
-        assert await first == (1, 0, [])
-        assert await asyncio.gather(*calls) == [(1, 0, [0, 2]), (1, 1, []), (1, 1, [])]
-        assert len(commits) == 2
+        assert await asyncio.gather(*tasks) == [
+            (1, 0, [0, 2]),
+            (2, 0, []),
+            (1, 1, []),
+            (1, 1, []),
+            (1, 1, []),
+            ("REQUEST_ID_REUSED",),
+            (1, 0, []),
+        ]
+        assert batches == [7, 0, 1]
+        assert await ingest(good, request_id="other") == (1, 0, [])  # the first answer
+        assert EventStore(db).counts().events == 6
+
+
+async def test_a_deletion_does_not_overtake_events(tmp_path: Path) -> None:
+    with contextlib.closing(open_database(tmp_path)) as db:
+        service = EventService(EventStore(db), cast("BehaviorTexts", Texts()))
+        context = cast("Any", None)
+        may_commit = threading.Event()
+        db.submit(lambda _: may_commit.wait(60))
+        request = event_pb.IngestEventsRequest(events=[event(user="u")])
+        ingests = [asyncio.ensure_future(service.IngestEvents(request, context)) for _ in range(2)]
+        delete = event_pb.DeleteUserRequest(user_id="u")
+        deletion = asyncio.ensure_future(service.DeleteUser(delete, context))
+        await asyncio.sleep(0)
+        may_commit.set()
+        assert (await deletion).deleted_events == 2
+        await asyncio.gather(*ingests)
+        assert EventStore(db).counts().events == 0
+
+
+class Texts:
+    """Nobody embeds here."""
+
+    def changed(self) -> None:
+        """Nothing to do."""
 
 
 def test_two_processes_share_one_store(

@@ -18,7 +18,8 @@ from foretell.errors import (
     UnavailableError,
 )
 from serving import database as database_module
-from serving.database import Database, once
+from serving.database import Database
+from serving.idempotency import once
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (number INTEGER PRIMARY KEY);\n"
 

@@ -19,14 +19,16 @@ class Context:
     def time_remaining(self): return 1.0
 call = Call("/foretell.embedder.v1.VectorService/Embed", Context(), False)
 call.notes["batch"] = 2
+if sys.argv[2:]:
+    sys.stderr.close()
 for call.code in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL):
     logs.CallLog().end(call)
 print("ended")
 """
 
 
-def run(form: str, stderr: int | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM, form]
+def run(*arguments: str, stderr: int | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, *arguments]
     if isinstance(stderr, Path):
         with stderr.open("w") as file:
             return subprocess.run(command, stdout=-1, stderr=file, text=True, check=True)
@@ -34,7 +36,7 @@ def run(form: str, stderr: int | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_lines_of_calls_and_of_the_program_are_alike() -> None:
-    said, good, bad = map(json.loads, run("json", subprocess.PIPE).stderr.splitlines())
+    said, good, bad = map(json.loads, run("json", stderr=subprocess.PIPE).stderr.splitlines())
     for line in (said, good, bad):
         assert line["service"] == "embedder"
         assert line["timestamp"].endswith("Z")
@@ -47,7 +49,7 @@ def test_lines_of_calls_and_of_the_program_are_alike() -> None:
 
 
 def test_a_terminal_gets_text() -> None:
-    said, good, bad = run("text", subprocess.PIPE).stderr.splitlines()
+    said, good, bad = run("text", stderr=subprocess.PIPE).stderr.splitlines()
     assert "said" in said
     assert "VectorService/Embed" in good
     assert "warning" in bad
@@ -55,4 +57,5 @@ def test_a_terminal_gets_text() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_log_that_cannot_be_written_ends_no_call() -> None:
-    assert run("json", Path("/dev/full")).stdout == "ended\n"
+    assert run("json", stderr=Path("/dev/full")).stdout == "ended\n"
+    assert run("json", "closed", stderr=subprocess.PIPE).stdout == "ended\n"

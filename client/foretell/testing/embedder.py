@@ -193,7 +193,7 @@ class FakeEmbedder(pb_grpc.EmbedderServiceServicer):
                 result.ids.extend(ids[:k])
                 result.scores = scores.astype("<f4").tobytes()
                 if request.include_vectors:
-                    result.vectors.CopyFrom(to_block(collection.matrix(ids[:k])))
+                    result.vectors.CopyFrom(to_block(collection.matrix(ids)))
         return response
 
     def _queries(

@@ -783,7 +783,8 @@ class SearchRequest(_message.Message):
     """Whether to return the hits' vectors."""
     scores_k: _builtins.int
     """Scores a query, where more than k are wanted: what the best beyond the hits
-    score, without their ids. Less than k means k. Limit: 1 to 1,000.
+    score, without their ids. Less than k means k; more does not go with
+    include_vectors. Limit: 1 to 1,000.
     """
     @_builtins.property
     def vectors(self) -> _common_pb2.VectorBlock:
