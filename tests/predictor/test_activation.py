@@ -143,7 +143,7 @@ def test_every_process_swaps_without_dropping_a_request(
     client: Client, catalogue_embedder: ServiceProcess,
 ) -> None:  # fmt: skip
     # A stopped process counts as live for five heartbeats, and must still do so when it is late.
-    services = [start_predictor(catalogue_embedder.address, "--heartbeat-s", "1") for _ in "ab"]
+    services = [start_predictor(catalogue_embedder.address, "--heartbeat-s", "2") for _ in "ab"]
     stubs = [connect(service.address) for service in services]
     ingest(stubs[0])
     register(make_version("one", seed=1))
@@ -183,7 +183,7 @@ def test_every_process_swaps_without_dropping_a_request(
     os.kill(services[1].process.pid, signal.SIGSTOP)
     try:
         request = model_pb.ActivateModelRequest(version="one")
-        late = refused(lambda: stubs[0].models.ActivateModel(request, timeout=2))
+        late = refused(lambda: stubs[0].models.ActivateModel(request, timeout=6))
     finally:
         os.kill(services[1].process.pid, signal.SIGCONT)
     assert late.reason == "PROCESSES_LATE"
