@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import logging, sys, time
+import logging, sys
 import grpc
 from serving import logs
 from serving.calls import Call
@@ -31,8 +31,10 @@ def run(*arguments: str, stderr: int | Path) -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-c", PROGRAM, *arguments]
     if isinstance(stderr, Path):
         with stderr.open("w") as file:
-            return subprocess.run(command, stdout=-1, stderr=file, text=True, check=True)
-    return subprocess.run(command, stdout=-1, stderr=stderr, text=True, check=True)
+            return subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=file, text=True, check=True
+            )
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True)
 
 
 def test_lines_of_calls_and_of_the_program_are_alike() -> None:
@@ -55,7 +57,10 @@ def test_a_terminal_gets_text() -> None:
     assert "warning" in bad
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_log_that_cannot_be_written_ends_no_call() -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's alone")
+def test_a_full_disk_ends_no_call() -> None:
     assert run("json", stderr=Path("/dev/full")).stdout == "ended\n"
+
+
+def test_a_closed_log_ends_no_call() -> None:
     assert run("json", "closed", stderr=subprocess.PIPE).stdout == "ended\n"
