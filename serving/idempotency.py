@@ -67,6 +67,7 @@ def each_once(
     """
     answers: dict[int, M | ForetellError] = {}
     fresh: list[int] = []
+    rest: Sequence[Message] = []
     ids: set[str] = set()
     for at, request in enumerate(requests):
         request_id = _request_id(request)
@@ -84,8 +85,6 @@ def each_once(
                 answers[at] = first
                 continue
         fresh.append(at)
-    else:
-        rest = []
     done = apply(fresh)
     answers.update(zip(fresh, done, strict=True))
     kept = zip((requests[at] for at in fresh), done, strict=True)
