@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import strategies as st
 
 import foretell
@@ -38,7 +39,7 @@ figures:
   requests          answered requests and connections
   internal          answers INTERNAL, but for internal_by_core
   unknown           answers UNKNOWN
-  crashes           services that ended
+  crashes           services that ended or cannot be reached
   unanswered        requests without an answer within 30 s
   data_changed      kept items, vectors and histories that are not what they were
   rss_growth_mb     what the service grew that grew most, from a fifth of the requests to the end
@@ -145,7 +146,7 @@ def run(services: dict[str, ServiceProcess], number: int, seed: int, budget: Bud
         before = kept.read(client)
         for turn in count():
             asyncio.run(_round(addresses, outcome, seed * 1_000_003 + turn))
-            outcome.crashes = sum(one.process.poll() is not None for one in services.values())
+            outcome.crashes = sum(not _lives(one) for one in services.values())
             if not outcome.crashes:
                 outcome.rss_mb = {n: _rss_mb(one.process.pid) for n, one in services.items()}
             if outcome.requests <= WARM_UP_SHARE * number or not outcome.warm_mb:
@@ -226,7 +227,7 @@ async def _converse(address: str, talk: Conversation, outcome: Outcome) -> None:
     try:
         answers = await converse(address, talk)
     except OSError:
-        return  # nobody listens: a crash, which `run` sees
+        return  # nobody listens: the server begins anew, or has crashed, which `run` sees
     for answer in answers:
         # gRPC's core says so of a head or a frame that it cannot read; ours come with details, and
         # those of the Python layer are UNKNOWN.
@@ -237,6 +238,20 @@ async def _converse(address: str, talk: Conversation, outcome: Outcome) -> None:
             if answer.status == grpc.StatusCode[name].value[0]:
                 outcome.codes[name] += 1
                 say(f"{name}: {answer} {talk.data[:SHOWN_BYTES].hex()}")
+
+
+def _lives(service: ServiceProcess) -> bool:
+    """Whether the process runs and says that it serves."""
+    if service.process.poll() is not None:
+        return False
+    with grpc.insecure_channel(service.address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=ANSWER_S, wait_for_ready=True
+            )
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _rss_mb(pid: int) -> float:

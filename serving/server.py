@@ -39,6 +39,9 @@ AGE_GRACE_S = 300
 """What calls get that run on a connection of the greatest age; longer than any deadline of the
 client's own. A stream begins anew, with the certificates and the token of then."""
 
+CRASH_SEEN_S = 0.1
+"""After this a server that ended by itself is noticed, and then again until its port is free."""
+
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
     ("grpc.max_send_message_length", limits.MESSAGE_BYTES),
@@ -98,45 +101,119 @@ async def running(
     credentials = security.server_credentials(settings)
     registry = registry or CollectorRegistry()
     observing: list[Stage] = [*outermost, CallMetrics(registry), CallLog()]
-    server = grpc.aio.server(
-        interceptors=[CallInterceptor([*observing, *security.stages(settings)])],
-        options=[
-            *OPTIONS,
-            # Else a second server on a taken port must fail, not share its connections.
-            ("grpc.so_reuseport", int(share_port)),
-            ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1_000)),
-            ("grpc.max_connection_age_grace_ms", AGE_GRACE_S * 1_000),
-        ],
-    )
-    names = ["", *register(server)]
+    interceptor = CallInterceptor([*observing, *security.stages(settings)])
+    options = [
+        *OPTIONS,
+        # Else a second server on a taken port must fail, not share its connections.
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1_000)),
+        ("grpc.max_connection_age_grace_ms", AGE_GRACE_S * 1_000),
+    ]
     servicer = Health()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    if settings.reflection:
-        reflection.enable_server_reflection(
-            (*names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-    address = f"{settings.host}:{settings.port}"
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}") from error
-    await server.start()
+    names = [""]
+
+    def bound(port: int) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(interceptors=[interceptor], options=options)
+        names[1:] = register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        if settings.reflection:
+            reflection.enable_server_reflection(
+                (*names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            )
+        address = f"{settings.host}:{port}"
+        try:
+            if credentials is None:
+                return server, server.add_insecure_port(address)
+            return server, server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+
+    servers = _Servers(bound, settings.port, settings.grace_s)
+    await servers.start()
     for name in names:
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield f"{settings.host}:{port}"
+        yield f"{settings.host}:{servers.port}"
     finally:
-        await servicer.enter_graceful_shutdown()
-        await asyncio.sleep(settings.drain_s)
-        stopping = asyncio.ensure_future(server.stop(settings.grace_s))
-        await asyncio.sleep(0)  # lets it begin: streams that end now cannot come back
-        servicer.end_watches()
-        if end_streams is not None:
-            end_streams()
-        await stopping
+        try:
+            await servicer.enter_graceful_shutdown()
+            await asyncio.sleep(settings.drain_s)
+        finally:
+            stopping = servers.stop()
+            await asyncio.sleep(0)  # lets it begin: streams that end now cannot come back
+            servicer.end_watches()
+            if end_streams is not None:
+                end_streams()
+            await stopping
+
+
+class _Servers:
+    """A server, and after its unforeseen end another one on the same port.
+
+    The asyncio server of grpcio 1.85 ends at a method name that is not UTF-8, which any caller can
+    send. What it then has in flight is still answered, within `grace_s`.
+
+    Args:
+        bound: makes a server that is bound to a port, and gives the port's number; raises OSError.
+        port: 0 is any free one.
+        grace_s: what calls in flight get at the end.
+    """
+
+    def __init__(
+        self, bound: Callable[[int], tuple[grpc.aio.Server, int]], port: int, grace_s: float
+    ) -> None:
+        self._bound = bound
+        self._grace_s = grace_s
+        self._server, self.port = bound(port)
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Serves from here on."""
+        await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
+
+    def stop(self) -> asyncio.Future[Any]:
+        """Refuses new calls; done when those in flight are."""
+        self._watching.cancel()
+        self._end()
+        return asyncio.gather(*self._ending)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._server.wait_for_termination(CRASH_SEEN_S)
+            except Exception as error:  # whatever it was, here it must not end the service
+                log.error("the server has ended and begins anew: %s", error)
+            else:
+                continue
+            self._end()
+            await self._begin_anew()
+
+    async def _begin_anew(self) -> None:
+        while True:
+            try:
+                self._server, _ = self._bound(self.port)
+                await self._server.start()
+                return
+            except OSError as error:
+                log.warning("%s", error)
+                await asyncio.sleep(CRASH_SEEN_S)
+
+    def _end(self) -> None:
+        task = asyncio.create_task(_stop(self._server, self._grace_s))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+async def _stop(server: grpc.aio.Server, grace_s: float) -> None:
+    """Refuses new calls and waits for those in flight, even if the last to come ends the server."""
+    try:
+        await server.stop(grace_s)
+        return
+    except Exception as error:
+        log.error("the server has ended while it stopped: %s", error)
+    # Not in the block above: the error holds on to the call, which would be waited for.
+    await server.stop(grace_s)
 
 
 async def serve(

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -153,6 +155,80 @@ async def test_a_taken_port_is_an_error() -> None:
         with pytest.raises(OSError, match=str(port)):
             async with running(settings(port=port), a_servicer().register):
                 pass
+
+
+ARRIVED = b"arrived?"
+
+
+def send_deadly(address: str, until: bytes) -> None:
+    """Calls a method whose name is not UTF-8, and hangs up once that has been answered.
+
+    A ping, which the server must send back, follows the call.
+    """
+    host, port = address.rsplit(":", 1)
+    connection = h2.connection.H2Connection(
+        h2.config.H2Configuration(
+            header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False
+        )
+    )
+    connection.initiate_connection()
+    head = {":method": "POST", ":scheme": "http", ":authority": "x", "te": "trailers"}
+    head["content-type"] = "application/grpc"
+    headers = [(name.encode(), value.encode()) for name, value in head.items()]
+    connection.send_headers(1, [*headers[:3], (b":path", b"/\xd8"), *headers[3:]], end_stream=True)
+    connection.ping(ARRIVED)
+    with socket.create_connection((host, int(port)), timeout=10) as one:
+        one.sendall(connection.data_to_send())
+        seen = b""
+        while until not in seen:
+            some = one.recv(65_536)
+            assert some, "hung up before that"
+            seen += some
+
+
+@pytest.mark.parametrize("share_port", [False, True])
+async def test_a_call_that_ends_the_server_begins_another(share_port: bool) -> None:
+    servicer = a_servicer()
+    serving = running(settings(grace_s=3_600), servicer.register, servicer.ending.set,
+                      share_port=share_port)  # fmt: skip
+    address = await serving.__aenter__()
+    async with grpc.aio.insecure_channel(address) as before:
+        stub = rpc.EmbedderServiceStub(before)
+        in_flight = stub.GetInfo(pb.GetInfoRequest())
+        stream: Any = stub.WatchItems(pb.WatchItemsRequest())
+        assert (await stream.read()).seq == 1
+        await asyncio.wait_for(servicer.entered.wait(), 10)
+        for _ in range(3):
+            await asyncio.to_thread(send_deadly, address, b"Server shutdown")
+            async with grpc.aio.insecure_channel(address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                answer = await health.Check(
+                    health_pb2.HealthCheckRequest(service=NAME), wait_for_ready=True, timeout=30
+                )
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        servicer.go.set()
+        assert (await in_flight).version == "1"
+        async with grpc.aio.insecure_channel(address) as channel:
+            info = await rpc.EmbedderServiceStub(channel).GetInfo(pb.GetInfoRequest())
+            assert info.version == "1"
+        await asyncio.wait_for(serving.__aexit__(None, None, None), 10)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stream.read()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_call_that_ends_the_server_while_it_stops() -> None:
+    servicer = a_servicer()
+    serving = running(settings(grace_s=3_600), servicer.register)
+    address = await serving.__aenter__()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = rpc.EmbedderServiceStub(channel).GetInfo(pb.GetInfoRequest())
+        await asyncio.wait_for(servicer.entered.wait(), 10)
+        send_deadly(address, ARRIVED)  # the loop, which has not seen it yet, goes on with the stop
+        stopping = asyncio.ensure_future(serving.__aexit__(None, None, None))
+        servicer.go.set()
+        assert (await call).version == "1"
+        await asyncio.wait_for(stopping, 10)
 
 
 async def test_too_many_calls_are_refused() -> None:
