@@ -12,30 +12,23 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
-from datetime import UTC, datetime
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
-from foretell import Client
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
-from predictor.learning import sources, training
+from predictor.learning import training
 from predictor.learning.measures import comparison
+from predictor.learning.options import add_data, dataset_of, positive, protocol_of
 from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.sources import Dataset
-from predictor.learning.splits import SPLITS, Protocol
+from predictor.learning.splits import Protocol
 from predictor.models import model_dir
 from predictor.models.sequence.encoders import model_types
 from predictor.registry import register
 from predictor.settings import PredictorSettings
-
-THREADS = 1
-"""Of torch. The products of a step are small: a second thread made training a third faster on an
-idle machine, and ten times slower on a busy one, where threads wait for one another."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,12 +94,12 @@ def _add_train(commands: Commands) -> None:
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="directory to write; its name is the version's")  # fmt: skip
-    _add_data(command)
+    add_data(command)
     command.add_argument("--model", choices=model_types(), help="encoder of the sequence model "
                          "(default: by the data)")  # fmt: skip
-    command.add_argument("--epochs", type=_positive, metavar="N", help="at most; it ends early "
+    command.add_argument("--epochs", type=positive, metavar="N", help="at most; it ends early "
                          "where validation stops improving (default: by the data)")  # fmt: skip
-    command.add_argument("--dims", type=_positive, metavar="N", help="of item and query vectors "
+    command.add_argument("--dims", type=positive, metavar="N", help="of item and query vectors "
                          " (default: by the data)")  # fmt: skip
     command.set_defaults(run=train, show=_show_train)
 
@@ -118,7 +111,7 @@ def _add_evaluate(commands: Commands) -> None:
     command.add_argument("version", type=Path, metavar="MODEL_DIR", help="a version directory")
     command.add_argument("--out", type=Path, metavar="DIR", help="write pictures there: confusion "
                          "matrix, ROC, calibration, recall by popularity, ...")  # fmt: skip
-    _add_data(command)
+    add_data(command)
     command.set_defaults(run=evaluate, show=comparison.tables)
 
 
@@ -135,79 +128,17 @@ def _add_register(commands: Commands) -> None:
     command.set_defaults(run=register_, show=lambda result: f"registered {result['version']}")
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
-    """The options that say what data to use and how to divide it."""
-    data = command.add_argument_group("data")
-    data.add_argument("--events", type=Path, metavar="FILE", help="CSV or Parquet: user_id, "
-                      "behavior_type, behavior_text or item_id, timestamp")  # fmt: skip
-    data.add_argument("--items", type=Path, metavar="FILE", help="CSV or Parquet: item_id, text")
-    data.add_argument("--store", type=Path, metavar="DIR", help="instead of files: a predictor's "
-                      "data directory, and the items of --embedder")  # fmt: skip
-    data.add_argument("--targets", type=Path, metavar="FILE", help="what users did next: user_id, "
-                      "item_id or behavior_type; all events are then history")  # fmt: skip
-    data.add_argument("--split", choices=SPLITS, help="default: time; leave-one-out for items "
-                      "without timestamps, random without items")  # fmt: skip
-    data.add_argument("--test-share", type=_share, metavar="X",
-                      help=f"default: {Protocol.test_share}")  # fmt: skip
-    data.add_argument("--test-from", type=_moment, metavar="TIME", help="the instant of a time or "
-                      "every split (ISO 8601); default: by --test-share")  # fmt: skip
-    data.add_argument("--validation-from", type=_moment, metavar="TIME",
-                      help="the same for the validation part")  # fmt: skip
-    data.add_argument("--hold-out", type=_share, metavar="X", help="share of the items that "
-                      "training does not see, to measure cold ones (default: none)")  # fmt: skip
-    data.add_argument("--seed", type=int, metavar="N", help=f"default: {Protocol.seed}")
-    texts = command.add_argument_group("text vectors")
-    texts.add_argument("--embedder", metavar="HOST:PORT", help="default: one that is started for "
-                       "this command; with --store the predictor's own")  # fmt: skip
-    texts.add_argument("--encoder", metavar="NAME", help="of that one: a Hugging Face id or a "
-                       "folder (default: the embedded MiniLM)")  # fmt: skip
-    texts.add_argument("--cache-dir", type=Path, default=sources.CACHE_DIR, metavar="DIR",
-                       help="where that one keeps vectors (default: %(default)s)")  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError("must lie between 0 and 1")
-    return share
-
-
-def _moment(text: str) -> int:
-    """Microseconds since 1970 of a date or time in ISO 8601, in UTC where it names no zone."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("must be a date or time in ISO 8601") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1_000_000)
-
-
-def _protocol(options: argparse.Namespace, usual: Protocol) -> Protocol:
-    """What the options say, and the rest as usual."""
-    given = {field.name: getattr(options, field.name) for field in fields(Protocol)}
-    return replace(usual, **{name: value for name, value in given.items() if value is not None})
-
-
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Trains a model on files or on a predictor's event store, evaluates it beside the baselines,
     and writes a version directory, which `register` brings to a predictor.
     """
     model_dir.check_absent(options.out)
     model_dir.check_version_name(options.out.name)
-    with _dataset(options) as dataset:
+    with dataset_of(options) as dataset:
         trained = training.train(
             dataset,
             options.out,
-            protocol=_protocol(options, Protocol()),
+            protocol=protocol_of(options, Protocol()),
             config=FitConfig(model_type=options.model, epochs=options.epochs, dims=options.dims),
             progress=True,
         )
@@ -238,8 +169,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     version = model_dir.load(options.version)
     known = version.reports["metrics.json"].get("protocol", {})
     usual = Protocol(**{field.name: known[field.name] for field in fields(Protocol)})
-    protocol = _protocol(options, usual)
-    with _dataset(options) as found:
+    protocol = protocol_of(options, usual)
+    with dataset_of(options) as found:
         dataset = found.in_order(version.item_ids)
         part = training.divide(dataset, protocol)
         measured = comparison.evaluate_version(version, dataset, part)
@@ -267,29 +198,3 @@ def register_(options: argparse.Namespace) -> dict[str, Any]:
     data_dir = options.data_dir or PredictorSettings().data_dir
     with contextlib.closing(open_database(data_dir)) as db:
         return {"version": register(db, data_dir, options.version)}
-
-
-@contextlib.contextmanager
-def _dataset(options: argparse.Namespace) -> Iterator[Dataset]:
-    """Reads what the options name, with vectors."""
-    if bool(options.events) == bool(options.store):
-        raise InvalidArgumentError("give either --events (and --items) or --store")
-    if options.store and options.items:
-        raise InvalidArgumentError("--items goes with --events; a store's items are --embedder's")
-    if options.store and not options.embedder:
-        options.embedder = PredictorSettings().embedder
-    # Files first: a fault in them is told before a process is started.
-    source = None
-    if options.events:
-        source = sources.read_files(options.events, options.items, options.targets, progress=True)
-        source.events()
-    with sources.embedder(options.embedder, options.cache_dir, options.encoder) as client:
-        if source is None:
-            source = _store(options, client)
-        dataset = sources.with_vectors(source, client, progress=True)
-    torch.set_num_threads(THREADS)
-    yield dataset
-
-
-def _store(options: argparse.Namespace, client: Client) -> sources.Source:
-    return sources.read_store(options.store, client, options.targets, progress=True)
