@@ -137,7 +137,7 @@ def ranker_ms(stored: Stored, candidates: int) -> float | None:
         histories = test.histories(slice(row, row + 1))
         scores = space.items @ stored.answers.found.queries[row]
         by_score = np.argsort(-scores, kind="stable")
-        searched = by_score[: ranker.recipe.searched]
+        searched = by_score[: ranker.searched]
         own = ranker.candidates(histories, Pairs.of(np.zeros_like(searched), searched)).item
         wanted = np.append(own, by_score[~np.isin(by_score, own)])[:candidates]
         pairs = Pairs.of(np.zeros_like(wanted), wanted)

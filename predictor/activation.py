@@ -72,10 +72,7 @@ class ServedModel:
         ranker = self.version.ranker
         if ranker is None:
             return max(k, self.version.config.candidates)
-        recipe = ranker.recipe
-        # The user's own items may be few: they do not count.
-        enough = recipe.popular + recipe.searched >= 2 * k
-        return recipe.searched if enough else max(k, recipe.searched)
+        return ranker.searched if ranker.finds(k) else max(k, ranker.searched)
 
     @cached_property
     def type_index(self) -> dict[str, int]:

@@ -37,6 +37,7 @@ from foretell.projection import Activation, AffineLayer, Projection
 from foretell.terms import TermRows
 from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
+from predictor.models.ranking import recommender
 from predictor.models.ranking.ranker import Ranker
 from predictor.models.sequence.encoders import ENCODERS
 from predictor.models.sequence.network import HALF_LIVES, SequenceNetwork
@@ -52,10 +53,16 @@ from predictor.models.untrusted import (
     read_tensors,
     take,
 )
-from predictor.models.version import VERSION_NAME, Golden, Version, VersionConfig
+from predictor.models.version import (
+    VERSION_NAME,
+    Golden,
+    SecondStage,
+    Version,
+    VersionConfig,
+)
 
 PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {
-    "ranker": lambda files, _: Ranker.load(files),
+    "ranker": lambda files, _: _second_stage(files),
     "type_model": lambda files, config: TypeModel.load(files, len(config.behavior_types)),
     "item_type_model": lambda files, config: ItemTypeModel.load(files, len(config.behavior_types)),
 }
@@ -222,7 +229,7 @@ def load(path: str | os.PathLike[str]) -> Version:
         raise damaged(directory / "metrics.json", "not a JSON object")
     parts = {folder: _part(directory, folder, data, config) for folder in PARTS}
     ranker = parts["ranker"]
-    if ranker is not None and ranker.tables.items != len(item_ids):
+    if ranker is not None and ranker.items != len(item_ids):
         raise damaged(directory / "ranker", f"its tables are not of {len(item_ids)} items")
     for folder in ("type_model", "item_type_model"):
         part = parts[folder]
@@ -231,6 +238,12 @@ def load(path: str | os.PathLike[str]) -> Version:
     return Version(
         config, network, projection, item_ids, warm, residuals, golden, **parts, reports=reports
     )
+
+
+def _second_stage(files: Mapping[str, bytes]) -> SecondStage:
+    if recommender.HEAD in files:
+        return recommender.Recommender.load(files)
+    return Ranker.load(files)
 
 
 def _part(directory: Path, folder: str, data: Mapping[str, bytes], config: VersionConfig) -> Any:

@@ -16,6 +16,7 @@ from foretell.vectors import Vectors
 from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HISTORY_EVENTS, HistoryBatch, Ints
 from predictor.models.ranking.ranker import Ranker
+from predictor.models.ranking.recommender import Recommender
 from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
 from predictor.models.types.models import ItemTypeModel, TypeModel
 
@@ -33,6 +34,10 @@ LONGEST_LOG_GAP = 22.0
 
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference to the golden answers: covers other CPUs and libraries, not other weights."""
+
+
+SecondStage = Ranker | Recommender
+"""What finds and orders items, beside or instead of Search."""
 
 
 class EncoderConfig(BaseModel):
@@ -126,7 +131,7 @@ class Version:
     residuals: Vectors
     """(rows, dims)."""
     golden: Golden
-    ranker: Ranker | None = None
+    ranker: SecondStage | None = None
     """Orders what Search and the user's own history give; None: the order of Search stands."""
     type_model: TypeModel | None = None
     """Its type probabilities stand instead of the network's."""

@@ -17,9 +17,8 @@ from predictor.learning.measures.type_metrics import TypeScorer
 from predictor.learning.ranking.examples import ModelOutputs, searched
 from predictor.models.history import NONE, Histories, Ints
 from predictor.models.ranking.pairs import Pairs
-from predictor.models.ranking.ranker import Ranker
 from predictor.models.sequence.network import Outputs
-from predictor.models.version import Version
+from predictor.models.version import SecondStage, Version
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,26 @@ class Answers:
         places[self.numbers] = np.arange(len(self.numbers))
         return places
 
-    def _rank(self, ranker: Ranker, rows: slice) -> tuple[Pairs, Floats]:
+    def _rank(self, ranker: SecondStage, rows: slice) -> tuple[Pairs, Floats]:
+        histories, pairs, model_scores = self.candidates(ranker, rows)
+        scores = ranker.score(histories, pairs, model_scores, self.vectors)
+        return Pairs(pairs.row + rows.start, self.places[pairs.item]), scores
+
+    def candidates(self, ranker: SecondStage, rows: slice) -> tuple[Histories, Pairs, Floats]:
+        """Some of the histories, the pairs that a second stage would score, by the version's
+        numbers and counted from the first row, and the model's scores of these."""
         histories = self.numbered.histories(rows)
         model = ModelOutputs(self.found.queries, self.space.items)
         repeats = not self.exclude_history
-        hits = searched(
-            model, ranker.recipe.searched, rows, self.targets.histories(rows), repeats=repeats
-        )
+        hits = searched(model, ranker.searched, rows, self.targets.histories(rows), repeats=repeats)
         hits = Pairs.of(hits.row, self.numbers[hits.item])
         pairs = ranker.candidates(histories, hits, repeats=repeats)
         pairs = pairs.chosen(self.places[pairs.item] != NONE)
         queries = self.found.queries[rows][pairs.row]
-        items = self._vectors(pairs.item)
-        model_scores = np.einsum("nd,nd->n", queries, items)
-        scores = ranker.score(histories, pairs, model_scores, self._vectors)
-        return Pairs(pairs.row + rows.start, self.places[pairs.item]), scores
+        items = self.vectors(pairs.item)
+        return histories, pairs, np.einsum("nd,nd->n", queries, items)
 
-    def _vectors(self, numbers: Ints) -> Vectors:
+    def vectors(self, numbers: Ints) -> Vectors:
         """(n, dims) in the model's space; of no item, any."""
         return self.space.items[np.maximum(self.places[np.maximum(numbers, 0)], 0)]
 

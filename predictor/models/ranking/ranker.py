@@ -98,6 +98,21 @@ class Ranker:
         """The trees, read."""
         return read_trees(self.trees)
 
+    @property
+    def items(self) -> int:
+        """Items of the catalogue at training."""
+        return self.tables.items
+
+    @property
+    def searched(self) -> int:
+        """Items that Search is asked for."""
+        return self.recipe.searched
+
+    def finds(self, k: int) -> bool:
+        """Whether k items are found without more from Search."""
+        # The user's own items may be few: they do not count.
+        return self.recipe.popular + self.recipe.searched >= 2 * k
+
     def candidates(
         self,
         histories: Histories,

@@ -1,0 +1,190 @@
+"""Fits the classic recommenders, and what each is worth in a blend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from implicit.als import AlternatingLeastSquares
+from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped]
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+
+from foretell.errors import InvalidArgumentError
+from predictor.learning.data import Events
+from predictor.learning.measures.answers import Answers
+from predictor.learning.measures.metrics import batches, item_metrics
+from predictor.learning.ranking.examples import wanted_pairs
+from predictor.models.ranking.pairs import Pairs
+from predictor.models.ranking.recommender import METHODS, Factors, Recommender
+
+Doubles = NDArray[np.float64]
+
+RECOMMENDERS: dict[str, tuple[str, ...]] = {
+    "item_knn": ("item_knn",),
+    "user_knn": ("user_knn",),
+    "matrix_factorisation": ("matrix_factorisation",),
+    "hybrid": METHODS,
+}
+"""By name: the methods that are read."""
+
+MOST_USERS = 50_000
+"""Training users whose items are kept: the first of them, which bounds memory."""
+
+FACTORS = 64
+REGULARISATION = 0.05
+ITERATIONS = 15
+
+ALPHAS = (1.0, 10.0, 40.0)
+"""Of which validation chooses one: how much more an event counts than none (Hu et al. take 40)."""
+
+SHRINKAGE = 1e-3
+"""Of the weights of a blend, against methods that say the same."""
+
+LEAST_WEIGHT = 0.01
+"""Of the largest: a method that counts less is left out."""
+
+
+@dataclass(frozen=True)
+class FittedRecommender:
+    """A recommender and what validation says of it."""
+
+    recommender: Recommender
+    validation: dict[str, float]
+    """Its item_metrics. A blend's few weights were learned from these targets."""
+    methods: dict[str, dict[str, float]]
+    """The same of each method alone."""
+
+
+def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> FittedRecommender:
+    """Fits on the training part; what there is to choose, the validation targets choose.
+
+    Args:
+        name: one of RECOMMENDERS.
+        train: the training part.
+        answers: the version's, without a second stage, for the validation targets.
+        seed: of the factorisation's start.
+
+    Raises:
+        InvalidArgumentError: training has no items.
+    """
+    if not train.has_items:
+        raise InvalidArgumentError(
+            f"model {name} is about items, and no event of the training part has one",
+            reason="NO_ITEMS",
+            field="model",
+        )
+    methods = RECOMMENDERS[name]
+    had = histories_of(train)
+    repeats = not answers.exclude_history
+    factors = None
+    if "matrix_factorisation" in methods:
+        factors = _best_factors(had, answers, seed, repeats=repeats)
+    whole = Recommender(dict.fromkeys(methods, 1.0), had, factors, repeats)
+    alone = {}
+    if len(methods) > 1:
+        alone = {
+            method: _measured(replace(whole, weights={method: 1.0}), answers) for method in methods
+        }
+        whole = replace(whole, weights=blend(whole, answers))
+        if "matrix_factorisation" not in whole.weights:
+            whole = replace(whole, factors=None)
+    return FittedRecommender(whole, _measured(whole, answers), alone)
+
+
+def histories_of(train: Events) -> sparse.csr_matrix:
+    """(users, items) float32 log(1 + events) of those who have any."""
+    some = (train.item >= 0) & (train.user < MOST_USERS)
+    shape = (len(train.user_ids), len(train.item_ids))
+    ones = np.ones(int(some.sum()), np.float32)
+    counts = sparse.csr_matrix((ones, (train.user[some], train.item[some])), shape)
+    counts.sum_duplicates()
+    return counts[np.diff(counts.indptr) > 0].log1p().astype(np.float32)
+
+
+def factorise(had: sparse.csr_matrix, alpha: float, seed: int) -> Factors:
+    """Weighted alternating least squares, by the library `implicit`."""
+    model = AlternatingLeastSquares(
+        FACTORS, regularization=REGULARISATION, alpha=alpha, iterations=ITERATIONS,
+        random_state=seed, num_threads=1, use_gpu=False,
+    )  # fmt: skip
+    model.fit(had, show_progress=False)
+    return Factors(np.ascontiguousarray(model.item_factors), alpha, REGULARISATION)
+
+
+def _best_factors(had: sparse.csr_matrix, answers: Answers, seed: int, *, repeats: bool) -> Factors:
+    found = [factorise(had, alpha, seed) for alpha in ALPHAS]
+    weights = {"matrix_factorisation": 1.0}
+    measured = [_measured(Recommender(weights, had, one, repeats), answers) for one in found]
+    return found[int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))]
+
+
+def _measured(recommender: Recommender, answers: Answers) -> dict[str, float]:
+    answers = replace(answers, version=replace(answers.version, ranker=recommender))
+    return item_metrics(
+        answers.item_scorer, answers.targets, np.ones(len(answers.numbers), np.bool_),
+        exclude_history=answers.exclude_history,
+    )  # fmt: skip
+
+
+def blend(recommender: Recommender, answers: Answers) -> dict[str, float]:
+    """Weights of the methods, none negative, under which what users did next is most likely.
+
+    A conditional logit (McFadden, 1974) over the candidates of each history: the probability of an
+    item is the softmax of the weighted scores.
+
+    Args:
+        recommender: its candidates, with its weights.
+        answers: of the targets to learn from.
+    """
+    methods = tuple(recommender.weights)
+    row, table, hit = _candidates(recommender, answers)
+    if not len(row):
+        return dict(recommender.weights)
+    begin = np.flatnonzero(np.diff(row, prepend=-1))
+    hits = np.add.reduceat(hit, begin)
+    group = np.repeat(np.arange(len(begin)), np.diff(np.append(begin, len(row))))
+    share = hit / hits[group]
+    wanted = share @ table
+
+    def loss(weights: Doubles) -> tuple[float, Doubles]:
+        scores = table @ weights
+        scores -= np.maximum.reduceat(scores, begin)[group]
+        odds = np.exp(scores)
+        total = np.add.reduceat(odds, begin)
+        value = np.log(total).sum() - share @ scores
+        gradient = (odds / total[group]) @ table - wanted
+        penalty = SHRINKAGE * len(begin) * weights
+        return float(value + penalty @ weights / 2), gradient + penalty
+
+    start = np.ones(len(methods))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(methods)).x
+    if not found.max() > 0:  # nothing tells targets from others
+        return dict(recommender.weights)
+    return {
+        method: float(weight)
+        for method, weight in zip(methods, found, strict=True)
+        if weight >= LEAST_WEIGHT * found.max()
+    }
+
+
+def _candidates(
+    recommender: Recommender, answers: Answers
+) -> tuple[NDArray[np.int64], Doubles, Doubles]:
+    """Of contexts with a target among the candidates: context (n,), each method's scores
+    (n, methods), and whether the candidate is a target (n,)."""
+    alone = [replace(recommender, weights={method: 1.0}) for method in recommender.weights]
+    rows, tables, labels = [], [], []
+    for batch in batches(len(answers.targets)):
+        histories, pairs, model_scores = answers.candidates(recommender, batch)
+        wanted = wanted_pairs(answers.numbered, batch, histories, repeats=recommender.repeats)
+        hit = pairs.within(wanted)
+        some = np.isin(pairs.row, pairs.row[hit])
+        pairs = Pairs(pairs.row[some], pairs.item[some])
+        columns = [
+            one.score(histories, pairs, model_scores[some], answers.vectors) for one in alone
+        ]
+        rows.append(pairs.row + batch.start)
+        tables.append(np.stack(columns, axis=1).astype(np.float64))
+        labels.append(hit[some].astype(np.float64))
+    return np.concatenate(rows), np.concatenate(tables), np.concatenate(labels)
