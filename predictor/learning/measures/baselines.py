@@ -14,6 +14,7 @@ from foretell.vectors import Vectors
 from predictor.learning.data import Events, Targets, ragged
 from predictor.learning.measures.metrics import Floats, ItemScorer, users
 from predictor.models.history import Ints
+from predictor.models.ranking.recommender import Recommender
 
 DAY = 86_400_000_000
 """In microseconds."""
@@ -35,9 +36,6 @@ NEIGHBOURS = 300
 
 NEIGHBOUR_WEIGHT = 0.5
 """Of their mean: the best of 0.1 to 1 on groceries."""
-
-KNN_BASKETS = 2.0
-"""Half-life of an item of the history in item_knn."""
 
 MOST_USERS = 50_000
 """Training users that the neighbourhood methods look at: the first of them, which bounds memory."""
@@ -180,31 +178,25 @@ def tifu_knn(train: Events) -> ItemScorer:
 
 
 def item_knn(train: Events) -> ItemScorer:
-    """Items that the same users had: summed cosine with the items of the history.
-
-    The cosine is between items' columns of the users who had them (Sarwar et al., 2001), each user
-    weighted by the inverse root of how many items they had (Deshpande and Karypis, 2004), an
-    item's with itself included, so that repeats can come first. An item of the history counts half
-    after every KNN_BASKETS. Ties by popularity.
-    """
-    begin, end = _training_users(train)
-    had = _counts(train, ragged(begin, end - begin), end - begin)
-    had.data[:] = 1
-    per_user, per_item = (np.asarray(had.sum(axis=axis)).ravel() for axis in (1, 0))
-    by_item = sparse.diags(1 / np.sqrt(np.maximum(1, per_item)))
-    unit = (had @ by_item).tocsr()
-    weighted = (sparse.diags(1 / np.sqrt(np.maximum(1, per_user))) @ unit).T.tocsr()
-    # Smaller than any cosine of items that share a user.
-    ties = _below_one(popularity(train)) * np.float32(1e-9)
+    """The recommender of this name: items that the same users had, repeats included."""
+    recommender = Recommender({"item_knn": 1.0}, histories_of(train), None, repeats=True)
 
     def score(targets: Targets, rows: slice) -> Floats:
-        events = targets.events
-        own = _decayed(events, targets.begin[rows], targets.end[rows], events.basket, KNN_BASKETS)
-        # By way of the users: the table of all pairs of items may not fit into memory.
-        dense: Floats = (own @ weighted @ unit).toarray() + ties
-        return dense
+        found = recommender.blended(targets.histories(rows))
+        return np.concatenate([scores for _, scores in found])
 
     return score
+
+
+def histories_of(train: Events) -> sparse.csr_matrix:
+    """(users, items) float32 log(1 + events) of those of MOST_USERS who have any: what the
+    recommenders know of training."""
+    some = (train.item >= 0) & (train.user < MOST_USERS)
+    shape = (len(train.user_ids), len(train.item_ids))
+    ones = np.ones(int(some.sum()), np.float32)
+    counts = sparse.csr_matrix((ones, (train.user[some], train.item[some])), shape)
+    counts.sum_duplicates()
+    return counts[np.diff(counts.indptr) > 0].log1p().astype(np.float32)
 
 
 def _training_users(train: Events) -> tuple[Ints, Ints]:

@@ -13,6 +13,7 @@ from scipy.optimize import minimize  # type: ignore[import-untyped]
 from foretell.errors import InvalidArgumentError
 from predictor.learning.data import Events
 from predictor.learning.measures.answers import Answers
+from predictor.learning.measures.baselines import histories_of
 from predictor.learning.measures.metrics import batches, item_metrics
 from predictor.learning.ranking.examples import wanted_pairs
 from predictor.models.ranking.pairs import Pairs
@@ -27,9 +28,6 @@ RECOMMENDERS: dict[str, tuple[str, ...]] = {
     "hybrid": METHODS,
 }
 """By name: the methods that are read."""
-
-MOST_USERS = 50_000
-"""Training users whose items are kept: the first of them, which bounds memory."""
 
 FACTORS = 64
 REGULARISATION = 0.05
@@ -90,16 +88,6 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
         if "matrix_factorisation" not in whole.weights:
             whole = replace(whole, factors=None)
     return FittedRecommender(whole, _measured(whole, answers), alone)
-
-
-def histories_of(train: Events) -> sparse.csr_matrix:
-    """(users, items) float32 log(1 + events) of those who have any."""
-    some = (train.item >= 0) & (train.user < MOST_USERS)
-    shape = (len(train.user_ids), len(train.item_ids))
-    ones = np.ones(int(some.sum()), np.float32)
-    counts = sparse.csr_matrix((ones, (train.user[some], train.item[some])), shape)
-    counts.sum_duplicates()
-    return counts[np.diff(counts.indptr) > 0].log1p().astype(np.float32)
 
 
 def factorise(had: sparse.csr_matrix, alpha: float, seed: int) -> Factors:

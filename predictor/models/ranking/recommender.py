@@ -137,7 +137,7 @@ class Recommender:
         if not (self.repeats if repeats is None else repeats):
             left_out = left_out | own
         found = [searched]
-        for rows, blended in self._blended(histories):
+        for rows, blended in self.blended(histories):
             some = Pairs.of(*_within(left_out, rows, self.items))
             blended[some.row, some.item] = -np.inf
             count = min(CANDIDATES, self.items)
@@ -162,7 +162,7 @@ class Recommender:
             vectors: not read.
         """
         scores = np.zeros(len(pairs), np.float32)
-        for rows, blended in self._blended(histories):
+        for rows, blended in self.blended(histories):
             part = slice(*np.searchsorted(pairs.row, [rows.start, rows.stop]))
             row, item = pairs.row[part] - rows.start, pairs.item[part]
             known = item < self.items
@@ -171,7 +171,7 @@ class Recommender:
             scores += np.float32(self.weights["content"]) * np.nan_to_num(model_scores)
         return scores
 
-    def _blended(self, histories: Histories) -> Iterator[tuple[slice, Floats]]:
+    def blended(self, histories: Histories) -> Iterator[tuple[slice, Floats]]:
         """Rows of histories, and their scores (rows, items) by all methods but `content`."""
         for rows, scores in self.method_scores(histories):
             blended = np.tile(TIES * self._popular, (rows.stop - rows.start, 1))
