@@ -10,7 +10,7 @@ import pytest
 from implicit.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
-from scipy import sparse
+from scipy import sparse  # type: ignore[import-untyped]
 from sklearn.neighbors import NearestNeighbors
 
 from predictor.models.history import Histories
