@@ -1,25 +1,29 @@
-"""`python -m predictor`: serves; or trains, evaluates and registers versions; or verifies, backs up
-and restores a data directory."""
+"""`python -m predictor`: serves; or runs a command: `train` and what else there is to do with
+versions (see `predictor.learning.commands`); `verify`, `backup` and `restore` of a data directory.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
+from serving.supervisor import WORKER
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; without one it serves."""
+    """Runs the command that the first argument names; without one it serves."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments and not arguments[0].startswith("-") else None
     # Each reads in only what it needs: serving does not wait for scikit-learn.
-    if arguments and arguments[0] in ("train", "evaluate", "register"):
-        from predictor.learning import commands
-
-        return commands.main(arguments)
-    if arguments and arguments[0] in ("verify", "backup", "restore"):
+    if command in (None, WORKER):
+        return _serve(arguments)
+    if command in ("verify", "backup", "restore"):
         from predictor import commands as keeping
 
         return keeping.main(arguments)
-    return _serve(arguments)
+    from predictor.learning import commands
+
+    return commands.main(arguments)
 
 
 def _serve(arguments: Sequence[str]) -> int:
@@ -27,7 +31,7 @@ def _serve(arguments: Sequence[str]) -> int:
     from predictor.settings import PROGRAM, PredictorSettings
     from serving import logs, settings, supervisor
 
-    if arguments and arguments[0] == supervisor.WORKER:
+    if arguments and arguments[0] == WORKER:
         from predictor import application
 
         given = supervisor.worker_settings(PredictorSettings, arguments[1:])
