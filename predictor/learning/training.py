@@ -201,8 +201,11 @@ def describe(part: Split, protocol: Protocol, *, exclude_history: bool) -> dict[
     return {
         **asdict(protocol),
         "split": part.kind,
-        "first_event": _moment(part.train, 0),
-        "last_event": _moment(part.train, -1),
+        "first_event": _moment(part.train, part.train.timestamp.min()),
+        "last_event": _moment(part.train, part.train.timestamp.max()),
+        "last_validation_event": _moment(
+            part.train, part.validation.events.timestamp[part.validation.end].max()
+        ),
         "users": len(np.unique(part.train.user)),
         "train_events": len(part.train),
         "validation_contexts": len(part.validation),
@@ -214,12 +217,11 @@ def describe(part: Split, protocol: Protocol, *, exclude_history: bool) -> dict[
     }
 
 
-def _moment(events: Events, at: int) -> str | None:
-    """When the first (0) or last (-1) event was; None without times."""
+def _moment(events: Events, microseconds: np.int64) -> str | None:
+    """A time of the events in ISO 8601; None where they have no times."""
     if not events.has_times:
         return None
-    microseconds = int(np.sort(events.timestamp)[at])
-    return datetime.fromtimestamp(microseconds / 1_000_000, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(int(microseconds) / 1e6, UTC).isoformat(timespec="seconds")
 
 
 def _golden(targets: Targets, space: Space, history_length: int) -> HistoryBatch:
