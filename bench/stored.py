@@ -10,19 +10,19 @@ from statistics import median
 import numpy as np
 
 from bench.harness import Figures
-from bench.paired import paired_bootstrap, paired_macro_f1
 from foretell.vectors import Vectors
 from predictor.learning import training
 from predictor.learning.measures import evaluation
 from predictor.learning.measures.answers import Answers, answer
 from predictor.learning.measures.baselines import item_baselines, popularity
+from predictor.learning.measures.bootstrap import Measure, macro_f1, mean, resample
 from predictor.learning.measures.metrics import ItemHits, ItemScorer, item_hits, users
 from predictor.learning.measures.type_baselines import type_baselines
 from predictor.learning.parts import fit_second_stage
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split
 from predictor.models import model_dir
-from predictor.models.history import NONE
+from predictor.models.history import NONE, Ints
 from predictor.models.ranking.pairs import Pairs
 
 TIMED_USERS = 200
@@ -76,8 +76,7 @@ def items_over(stored: Stored, baseline: str) -> Figures:
         ("hits_at_10", ours.share_of_best, theirs.share_of_best),
         ("ndcg_at_10", ours.ndcg, theirs.ndcg),
     ):
-        found = paired_bootstrap(a, b, ours.user, SEED)
-        figures |= interval(f"{name}_over_{baseline}", found)
+        figures |= difference(f"{name}_over_{baseline}", mean(a), mean(b), ours.user)
     return figures
 
 
@@ -103,15 +102,19 @@ def types_over(stored: Stored, baseline: str) -> Figures:
     shares = type_baselines(stored.part.train)[baseline](test, slice(0, len(test)))
     ours, theirs = stored.answers.chosen_types[row], shares.argmax(axis=1)[row]
     user = users(test)[row]
-    ours_right, theirs_right = ((named == true).astype(np.float64) for named in (ours, theirs))
-    return interval(
-        f"type_accuracy_over_{baseline}", paired_bootstrap(ours_right, theirs_right, user, SEED)
-    ) | interval(f"type_macro_f1_over_{baseline}", paired_macro_f1(ours, theirs, true, user, SEED))
+    accuracy = mean(ours == true), mean(theirs == true)
+    types = shares.shape[1]
+    f1 = macro_f1(ours, true, types), macro_f1(theirs, true, types)
+    return difference(f"type_accuracy_over_{baseline}", *accuracy, user) | difference(
+        f"type_macro_f1_over_{baseline}", *f1, user
+    )
 
 
-def interval(name: str, found: tuple[float, float, float]) -> Figures:
-    """Figures of a paired bootstrap."""
-    return dict(zip((f"{name}_mean", f"{name}_low", f"{name}_high"), found, strict=True))
+def difference(name: str, ours: Measure, theirs: Measure, user: Ints) -> Figures:
+    """Ours less theirs on the same cases, with the interval of a paired bootstrap over users."""
+    found = resample({"ours": ours, "theirs": theirs}, user, SEED)
+    value, low, high, _ = found["ours"].minus(found["theirs"])
+    return {f"{name}_mean": value, f"{name}_low": low, f"{name}_high": high}
 
 
 def ranker_times(stored: Stored) -> Figures:
