@@ -29,7 +29,10 @@ RECOMMENDERS: dict[str, tuple[str, ...]] = {
 }
 """By name: the methods that are read."""
 
-FACTORS = 64
+NEIGHBOURS = (30, 100, 300)
+"""In user_knn; validation chooses."""
+
+FACTORS = 128
 REGULARISATION = 0.05
 ITERATIONS = 15
 
@@ -79,6 +82,8 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
     if "matrix_factorisation" in methods:
         factors = _best_factors(had, answers, seed, repeats=repeats)
     whole = Recommender(dict.fromkeys(methods, 1.0), had, factors, repeats)
+    if "user_knn" in methods:
+        whole = replace(whole, neighbours=_best_neighbours(whole, answers))
     alone = {}
     if len(methods) > 1:
         alone = {
@@ -105,6 +110,13 @@ def _best_factors(had: sparse.csr_matrix, answers: Answers, seed: int, *, repeat
     weights = {"matrix_factorisation": 1.0}
     measured = [_measured(Recommender(weights, had, one, repeats), answers) for one in found]
     return found[int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))]
+
+
+def _best_neighbours(recommender: Recommender, answers: Answers) -> int:
+    weights = {"user_knn": 1.0}
+    tried = [replace(recommender, weights=weights, neighbours=count) for count in NEIGHBOURS]
+    measured = [_measured(one, answers) for one in tried]
+    return NEIGHBOURS[int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))]
 
 
 def _measured(recommender: Recommender, answers: Answers) -> dict[str, float]:

@@ -8,6 +8,7 @@
   Volinsky, 2008). The user's factors are solved for from the history, so that users who came after
   training, and events that did, count like any others.
 - `content`: what the version's Search gives: nearest texts.
+- `personal`: how often the history has the item, an event counting less with its age.
 - `popular`: log of the events in training.
 
 A blend's score is the weighted sum of its methods', each scaled to at most 1 within a history; only
@@ -38,7 +39,7 @@ Floats = NDArray[np.float32]
 HEAD = "recommender.json"
 TENSORS = "recommender.safetensors"
 
-METHODS = ("item_knn", "user_knn", "matrix_factorisation", "content", "popular")
+METHODS = ("item_knn", "user_knn", "matrix_factorisation", "content", "personal", "popular")
 
 CANDIDATES = 200
 """Best items of a history that are answered from, where nothing else is asked for."""
@@ -49,8 +50,8 @@ SEARCHED = 200
 KNN_BASKETS = 2.0
 """Half-life, in baskets, of an item of the history in item_knn."""
 
-NEIGHBOURS = 100
-"""Similar users in user_knn."""
+PERSONAL_BASKETS = 20.0
+"""The same in personal, as in the baseline decayed_frequency."""
 
 AT_ONCE = 8_000_000
 """Scores of one method that are looked at together: bounds memory."""
@@ -98,6 +99,8 @@ class Recommender:
     """None where no method reads them."""
     repeats: bool
     """Whether items of the history are answered where nothing is said about it."""
+    neighbours: int = 100
+    """Similar users in user_knn."""
 
     # What serving and evaluation see of a second stage: these, `candidates`, `score` and `files`.
 
@@ -187,6 +190,7 @@ class Recommender:
         step = max(1, AT_ONCE // max(1, self.items))
         counts = self._weights(histories, np.inf)
         recent = self._weights(histories, KNN_BASKETS)
+        personal = self._weights(histories, PERSONAL_BASKETS)
         for begin in range(0, len(histories), step):
             rows = slice(begin, min(begin + step, len(histories)))
             scores = {}
@@ -197,6 +201,8 @@ class Recommender:
             if "matrix_factorisation" in self.weights and self.factors is not None:
                 users = self.factors.users(_log1p(counts[rows]))
                 scores["matrix_factorisation"] = _up_to_one(users @ self.factors.items.T)
+            if "personal" in self.weights:
+                scores["personal"] = _up_to_one(personal[rows].toarray())
             if "popular" in self.weights:
                 scores["popular"] = np.tile(self._popular, (rows.stop - begin, 1))
             yield rows, scores
@@ -208,7 +214,7 @@ class Recommender:
 
     def _user_knn(self, own: sparse.csr_matrix) -> Floats:
         similar = (_unit_rows(own) @ self._unit_users.T).toarray()
-        k = min(NEIGHBOURS, similar.shape[1])
+        k = min(self.neighbours, similar.shape[1])
         nearest = np.argpartition(similar, -k, axis=1)[:, -k:]
         weights = np.take_along_axis(similar, nearest, axis=1)
         bounds = np.arange(len(similar) + 1) * k
@@ -258,7 +264,11 @@ class Recommender:
 
     def files(self) -> dict[str, bytes]:
         """The recommender as bytes, see `load`."""
-        head: dict[str, Any] = {"weights": dict(self.weights), "repeats": self.repeats}
+        head: dict[str, Any] = {
+            "weights": dict(self.weights),
+            "repeats": self.repeats,
+            "neighbours": self.neighbours,
+        }
         tensors: dict[str, NDArray[Any]] = {
             "first": self.had.indptr.astype(np.int64),
             "item": self.had.indices.astype(np.int32),
@@ -294,12 +304,14 @@ class Recommender:
                 raise ValueError("a weight is not positive")
             if not isinstance(head["repeats"], bool):
                 raise ValueError("repeats is neither true nor false")
+            if type(head["neighbours"]) is not int or head["neighbours"] < 1:
+                raise ValueError("neighbours is no positive number")
             factors = None
             if "matrix_factorisation" in weights:
                 factors = _factors(tensors, head, had.shape[1])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{HEAD}: {error}") from None
-        return cls(weights, had, factors, head["repeats"])
+        return cls(weights, had, factors, head["repeats"], head["neighbours"])
 
 
 def _matrix(tensors: Mapping[str, NDArray[Any]]) -> sparse.csr_matrix:

@@ -62,10 +62,9 @@ def counts_of(some: Histories) -> NDArray[np.float32]:
     return counts
 
 
-def test_user_knn_is_what_a_library_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NEIGHBOURS", 7)
+def test_user_knn_is_what_a_library_finds() -> None:
     had, own = training(), np.log1p(counts_of(HISTORIES))
-    found = dense(recommender("user_knn"))
+    found = dense(replace(recommender("user_knn"), neighbours=7))
     library = NearestNeighbors(n_neighbors=7, metric="cosine").fit(had)
     for row in (0, 2, 3, 4):
         distance, near = library.kneighbors(own[row : row + 1])
@@ -106,6 +105,14 @@ def test_without_history_what_is_popular_comes_first() -> None:
         found = dense(recommender(*methods, factors=factors()))[1]
         assert np.isfinite(found).all()
         assert np.argsort(-found, kind="stable")[0] == popular.argmax()
+
+
+def test_personal_counts_less_what_is_long_ago() -> None:
+    found = dense(recommender("personal"), histories([[1, 1, 2]], [[10, 20, 30]]))[0]
+    older, old = 0.5 ** (2 / 20), 0.5 ** (1 / 20)
+    assert found[1] == pytest.approx(1, abs=1e-5)
+    assert found[2] == pytest.approx(1 / (older + old), abs=1e-5)
+    assert found[3:].max() < 1e-5
 
 
 def test_a_blend_is_the_weighted_sum() -> None:
@@ -186,6 +193,7 @@ def test_it_comes_back_from_its_files() -> None:
         ({"weights": {"item_knn": float("nan")}}, "not positive"),
         ({"weights": 3}, "items"),
         ({"repeats": 1}, "repeats"),
+        ({"neighbours": 0}, "neighbours"),
         ({"alpha": 0.0}, "alpha"),
     ],
 )
