@@ -55,6 +55,37 @@ def with_parts(
     return version, report
 
 
+def with_recommender(
+    answers: Answers, part: Split, dataset: Dataset, name: str, seed: int, *, progress: bool
+) -> tuple[Version, Report]:
+    """The version with a classic recommender for its items, and type models where they help.
+
+    Args:
+        answers: the version's, without parts, for part.validation.
+        dataset: part is its division.
+        name: one of recommenders.RECOMMENDERS.
+        seed: of all draws.
+        progress: whether to tell on the standard error what validation says.
+    """
+    # Of the extra `toolbox`, which the other models do without.
+    from predictor.learning.ranking.recommenders import fit_recommender
+
+    fitted = fit_recommender(name, part.train, answers, seed)
+    version, report = _types(answers, dataset, part, seed)
+    report["recommender"] = {
+        "on": True,
+        "validation": fitted.validation,
+        "without": fitted.search,
+        "weights": dict(fitted.recommender.weights),
+        "alone": fitted.alone,
+    }
+    if progress:
+        sys.stderr.write(f"{name}: {_line(report['recommender'])}\n")
+    version = replace(version, ranker=fitted.recommender)
+    scorer = replace(answers, version=version).item_scorer
+    return _calibrated(version, scorer, part.validation, part), report
+
+
 def without_parts(answers: Answers, part: Split) -> Version:
     """The version with the sequence model alone: what it says of items is calibrated.
 

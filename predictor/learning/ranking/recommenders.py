@@ -53,8 +53,10 @@ class FittedRecommender:
     recommender: Recommender
     validation: dict[str, float]
     """Its item_metrics. A blend's few weights were learned from these targets."""
-    methods: dict[str, dict[str, float]]
-    """The same of each method alone."""
+    search: dict[str, float]
+    """The same of the order of Search."""
+    alone: dict[str, dict[str, float]]
+    """The same of each of a blend's methods alone."""
 
 
 def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> FittedRecommender:
@@ -92,7 +94,7 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
         whole = replace(whole, weights=blend(whole, answers))
         if "matrix_factorisation" not in whole.weights:
             whole = replace(whole, factors=None)
-    return FittedRecommender(whole, _measured(whole, answers), alone)
+    return FittedRecommender(whole, _measured(whole, answers), _measured(None, answers), alone)
 
 
 def factorise(had: sparse.csr_matrix, alpha: float, seed: int) -> Factors:
@@ -119,7 +121,7 @@ def _best_neighbours(recommender: Recommender, answers: Answers) -> int:
     return NEIGHBOURS[int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))]
 
 
-def _measured(recommender: Recommender, answers: Answers) -> dict[str, float]:
+def _measured(recommender: Recommender | None, answers: Answers) -> dict[str, float]:
     answers = replace(answers, version=replace(answers.version, ranker=recommender))
     return item_metrics(
         answers.item_scorer, answers.targets, np.ones(len(answers.numbers), np.bool_),

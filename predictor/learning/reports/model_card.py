@@ -31,6 +31,7 @@ TYPE_COLUMNS = (
 
 PARTS = {
     "ranker": ("ranker", "ndcg_at_10", "NDCG@10"),
+    "recommender": ("recommender", "ndcg_at_10", "NDCG@10"),
     "type_model": ("type model", "log_loss", "log loss"),
     "item_type_model": ("type-given-item model", "log_loss", "log loss"),
 }
