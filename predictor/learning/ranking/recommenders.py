@@ -140,6 +140,8 @@ def blend(recommender: Recommender, answers: Answers) -> dict[str, float]:
         answers: of the targets to learn from.
     """
     methods = tuple(recommender.weights)
+    if not len(answers.targets):
+        return dict(recommender.weights)
     row, table, hit = _candidates(recommender, answers)
     if not len(row):
         return dict(recommender.weights)

@@ -30,7 +30,7 @@ SEARCHED = 4
 class Ranker:
     """Orders by a table; the first items are candidates of all."""
 
-    recipe = SimpleNamespace(searched=SEARCHED)
+    searched = SEARCHED
 
     def candidates(self, histories: Histories, searched: Pairs, *, repeats: bool) -> Pairs:
         rows = len(histories)
