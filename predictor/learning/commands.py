@@ -19,7 +19,8 @@ from typing import Any
 
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
-from predictor.learning import training
+from predictor.learning import comparing, leaks, training
+from predictor.learning.classic.recipe import CLASSIC, FEATURES
 from predictor.learning.measures import comparison
 from predictor.learning.options import add_data, dataset_of, positive, protocol_of
 from predictor.learning.sequence.fitting import FitConfig
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_evaluate(commands)
+    comparing.add(commands)
     _add_register(commands)
     return parser
 
@@ -95,12 +97,15 @@ def _add_train(commands: Commands) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR",
                          help="directory to write; its name is the version's")  # fmt: skip
     add_data(command)
-    command.add_argument("--model", choices=model_types(), help="encoder of the sequence model "
-                         "(default: by the data)")  # fmt: skip
+    command.add_argument("--model", choices=(*model_types(), *CLASSIC), help="encoder of the "
+                         "sequence model, or a classic model (default: by the data)")  # fmt: skip
+    command.add_argument("--features", choices=FEATURES, help="what a classic model keeps of a "
+                         "text vector: all, the first --dims, principal components, or those that "
+                         "tell types apart (default: pca; content: all)")  # fmt: skip
     command.add_argument("--epochs", type=positive, metavar="N", help="at most; it ends early "
                          "where validation stops improving (default: by the data)")  # fmt: skip
-    command.add_argument("--dims", type=positive, metavar="N", help="of item and query vectors "
-                         " (default: by the data)")  # fmt: skip
+    command.add_argument("--dims", type=positive, metavar="N", help="of item and query vectors, "
+                         "or of what --features keeps (default: by the data)")  # fmt: skip
     command.set_defaults(run=train, show=_show_train)
 
 
@@ -139,7 +144,12 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             dataset,
             options.out,
             protocol=protocol_of(options, Protocol()),
-            config=FitConfig(model_type=options.model, epochs=options.epochs, dims=options.dims),
+            config=FitConfig(
+                model_type=options.model,
+                features=options.features,
+                epochs=options.epochs,
+                dims=options.dims,
+            ),
             progress=True,
         )
     if not trained.report:

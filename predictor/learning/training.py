@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from foretell.errors import InvalidArgumentError
+from predictor.learning.classic.recipe import CLASSIC, FittedBag
 from predictor.learning.data import Events, Targets, history_of, repeat_share
 from predictor.learning.measures import calibration, evaluation
 from predictor.learning.measures.answers import answer
@@ -68,7 +69,8 @@ def train(
         out: the directory to write; its name becomes the version's.
         protocol: how to divide the events.
         config: how to fit; its seed is the protocol's.
-        parts: whether to fit the ranker and the type models; False leaves the sequence model alone.
+        parts: whether to fit the ranker and the type models; False leaves the sequence model alone,
+            as classic models always are.
         progress: whether to show bars and the training curve on the standard error.
 
     Raises:
@@ -83,17 +85,16 @@ def train(
     config = replace(config or FitConfig(), seed=protocol.seed)
     name = model_dir.check_version_name(out.name)
     model_dir.check_absent(out)
-    if config.model_type is not None and config.model_type not in model_types():
+    models = (*model_types(), *CLASSIC)
+    if config.model_type is not None and config.model_type not in models:
         raise InvalidArgumentError(
-            f"model {config.model_type!r} is none of {', '.join(model_types())}", field="model"
+            f"model {config.model_type!r} is none of {', '.join(models)}", field="model"
         )
     part = divide(dataset, protocol)
     exclude = part.train.has_items and repeat_share(part.train) < REPEATS
     with together() as place:
         first = place.rank == 0
-        fitted = fit_sequence(
-            dataset, part, config, exclude_history=exclude, progress=progress and first
-        )
+        fitted = _fit(dataset, part, config, exclude_history=exclude, progress=progress and first)
     if not first:
         return Trained(name, out, {})
     version = _assemble(name, dataset, part, fitted, exclude_history=exclude)
@@ -101,7 +102,7 @@ def train(
     space, warm = evaluation.read_space(version, dataset)
     answers = answer(version, part.validation, space)
     about: Report = {}
-    if parts:
+    if parts and config.model_type not in CLASSIC:
         version, about = with_parts(answers, dataset, part, protocol.seed, progress=progress)
     else:
         version = without_parts(answers, part)
@@ -127,8 +128,23 @@ def train(
     return Trained(name, out, report)
 
 
+Fitted = FittedSequence | FittedBag
+
+
+def _fit(
+    dataset: Dataset, part: Split, config: FitConfig, *, exclude_history: bool, progress: bool
+) -> Fitted:
+    if config.model_type not in CLASSIC:
+        return fit_sequence(
+            dataset, part, config, exclude_history=exclude_history, progress=progress
+        )
+    from predictor.learning.classic.fitting import fit_classic
+
+    return fit_classic(dataset, part, config, progress=progress)
+
+
 def _assemble(
-    name: str, dataset: Dataset, part: Split, fitted: FittedSequence, *, exclude_history: bool
+    name: str, dataset: Dataset, part: Split, fitted: Fitted, *, exclude_history: bool
 ) -> Version:
     """The version with its calibrations, which are fitted on the validation part."""
     network, space, recipe = fitted.network.cpu(), fitted.space, fitted.recipe
@@ -231,7 +247,7 @@ def _golden(targets: Targets, space: Space, history_length: int) -> HistoryBatch
     return replace(some, lengths=np.append(some.lengths, 0))
 
 
-def _lineage(dataset: Dataset, fitted: FittedSequence, begin: float) -> dict[str, Any]:
+def _lineage(dataset: Dataset, fitted: Fitted, begin: float) -> dict[str, Any]:
     """What the version was made from and what it took."""
     return {
         "data": dataset.lineage,

@@ -1,7 +1,8 @@
 """The version directory: all that passes from training to serving.
 
     config.json             VersionConfig, with the sha256 of every other file
-    weights.safetensors     the sequence network, without item vectors
+    weights.safetensors     the network, without item vectors
+    trees.txt               boosted trees beside the layers of a BagNetwork, where there are any
     projection.safetensors  weight_0, bias_0, ...: affine layers from text vector to model space
     terms.json              the projection's terms, where it has any
     terms.safetensors       `idf` (terms,), `rows` (terms, dims)
@@ -39,8 +40,9 @@ from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
 from predictor.models.ranking import recommender
 from predictor.models.ranking.ranker import Ranker
-from predictor.models.sequence.encoders import ENCODERS
-from predictor.models.sequence.network import HALF_LIVES, SequenceNetwork
+from predictor.models.sequence.bag import BAG, BagNetwork, Network, features_of, make_network
+from predictor.models.sequence.encoders import ENCODERS, NetworkConfig
+from predictor.models.sequence.network import HALF_LIVES
 from predictor.models.trees import check_trees
 from predictor.models.types.models import ItemTypeModel, TypeModel
 from predictor.models.untrusted import (
@@ -163,6 +165,8 @@ def _contents(version: Version) -> dict[str, bytes]:
         "projection.safetensors": save_tensors(layers),
         "golden.safetensors": save_tensors(golden),
     }
+    if isinstance(network, BagNetwork) and network.trees:
+        files["trees.txt"] = network.trees.encode()
     terms = version.projection.terms
     if terms is not None and terms.terms:
         files["terms.json"] = json.dumps(terms.terms, ensure_ascii=False).encode()
@@ -352,12 +356,12 @@ def _items(
     return ids, warm, take(file, tensors, "residuals", (len(warm), config.dims))
 
 
-def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> SequenceNetwork:
+def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> Network:
     file = directory / "weights.safetensors"
     tensors = read_tensors(file, data[file.name])
     _check_size(directory / "config.json", config, tensors)
     try:
-        network = SequenceNetwork(config.network)
+        network = make_network(config.network)
     except (ValueError, RuntimeError) as error:
         raise damaged(directory / "config.json", str(error)) from None
     expected = network.state_dict()
@@ -370,6 +374,12 @@ def _network(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> 
             for name, value in expected.items()
         }
     )
+    if isinstance(network, BagNetwork) and "trees.txt" in data:
+        _check_trees(directory / "trees.txt", data["trees.txt"])
+        try:
+            network.grow(data["trees.txt"].decode("ascii"))
+        except ValueError as error:
+            raise damaged(directory / "trees.txt", str(error)) from None
     return network.eval().requires_grad_(False)
 
 
@@ -382,13 +392,17 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
         "heads": shape.heads, "positions": shape.positions, "towers": shape.towers,
     }  # fmt: skip
     for name, size in sizes.items():
+        if name == "layers" and shape.model_type == BAG:
+            size += 1  # beside the hidden ones there is one
         if not 0 < size <= max(numbers, _SMALL):
             raise damaged(file, f"network.{name} is {size}: that is no size of these weights")
     # Each tower leads from its state, and its traces of the types, to all types.
     traces = len(HALF_LIVES) * shape.towers * shape.traces
     least = shape.behavior_types * (shape.hidden + traces * shape.behavior_types)
     most = shape.towers
-    if shape.model_type in ENCODERS:
+    if shape.model_type == BAG:
+        least, most = _least_of_bag(shape), shape.layers
+    elif shape.model_type in ENCODERS:
         # Two affine layers at least lead from the tokens through each layer of the encoder.
         through = shape.hidden * (shape.dims + shape.hidden * (2 * shape.layers - 1))
         least += through // shape.towers
@@ -396,6 +410,14 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
         most = max(most, shape.layers)
     if most > len(tensors) or least > numbers:
         raise damaged(file, f"network: {numbers} weights are too few for its sizes")
+
+
+def _least_of_bag(shape: NetworkConfig) -> int:
+    """Weights of its affine layers."""
+    if not shape.layers:
+        return features_of(shape) * shape.behavior_types
+    through = features_of(shape) + (shape.layers - 1) * shape.hidden + shape.behavior_types
+    return through * shape.hidden
 
 
 def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> Golden:

@@ -17,7 +17,8 @@ from predictor.models.calibration import ItemCalibration, TypeCalibration
 from predictor.models.history import HISTORY_EVENTS, HistoryBatch, Ints
 from predictor.models.ranking.ranker import Ranker
 from predictor.models.ranking.recommender import Recommender
-from predictor.models.sequence.network import NetworkConfig, SequenceNetwork
+from predictor.models.sequence.bag import Network
+from predictor.models.sequence.encoders import NetworkConfig
 from predictor.models.types.models import ItemTypeModel, TypeModel
 
 VERSION_NAME = r"[a-z0-9][a-z0-9._-]{0,48}"
@@ -59,7 +60,7 @@ class VersionConfig(BaseModel):
     version: str = Field(pattern=rf"^{VERSION_NAME}$")
     encoder: EncoderConfig
     network: NetworkConfig
-    """Shape of the sequence network."""
+    """Shape of the network."""
     behavior_types: tuple[str, ...] = Field(min_length=1)
     """In the order of the network's type logits."""
     history_length: int = Field(gt=0, le=HISTORY_EVENTS)
@@ -120,7 +121,7 @@ class Version:
     """What answers: made by training, written and read by model_dir."""
 
     config: VersionConfig
-    network: SequenceNetwork
+    network: Network
     """In evaluation mode, on the CPU."""
     projection: Projection
     """From text vectors (encoder.cols) to the model's space (dims); never normalised."""

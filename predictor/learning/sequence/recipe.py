@@ -10,7 +10,6 @@ import numpy as np
 from foretell.errors import InvalidArgumentError
 from predictor.learning.data import Events, repeat_share
 from predictor.learning.measures.evaluation import REPEATS
-from predictor.models.history import Ints
 
 FULL_SOFTMAX_ITEMS = 50_000
 """Largest catalogue whose items are all compared by default."""
@@ -27,6 +26,8 @@ class FitConfig:
     """What the caller says about how to fit; fields as in Recipe, None: derived from the data."""
 
     model_type: str | None = None
+    features: str | None = None
+    """Of the classic models alone, see ClassicRecipe."""
     epochs: int | None = None
     patience: int | None = None
     dims: int | None = None
@@ -129,12 +130,17 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     - Towers: two where there are many dimensions that two can share evenly.
 
     Raises:
-        InvalidArgumentError: the towers cannot share dims and hidden evenly.
+        InvalidArgumentError: `features` is given, the towers cannot share dims and hidden evenly,
+            or the heads not the hidden of a tower.
     """
+    if config.features is not None:
+        raise InvalidArgumentError(
+            "a sequence model has no setting features: classic models have", field="features"
+        )
     usual: dict[str, Any] = {
         **_COMMON,
         **(_REPEATED if repeat_share(events) >= REPEATS else _NEW),
-        "history_length": 50 if np.percentile(_lengths(events), 90) <= 50 else 200,
+        "history_length": usual_history_length(events),
         "negatives": 0 if len(events.item_ids) <= FULL_SOFTMAX_ITEMS else NEGATIVES,
         "gap_weight": 0.1 if events.has_times else 0.0,
     }
@@ -150,16 +156,20 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
             f"{towers} towers cannot share {dims} dims and {hidden} hidden evenly", field="towers"
         )
     made.setdefault("heads", 1 if hidden // towers % 2 else 2)
+    if made["model_type"] == "transformer" and hidden // towers % made["heads"]:
+        raise InvalidArgumentError(
+            f"{made['heads']} heads cannot share {hidden // towers} hidden evenly", field="heads"
+        )
     # A recurrent encoder over repeats was learned best in large steps, a transformer in small.
     recurrent = made["traces"] and made["model_type"] in ("gru", "lstm")
     made.setdefault("learning_rate", 0.015 if recurrent else 0.0025)
     return Recipe(**made)
 
 
-def _lengths(events: Events) -> Ints:
-    """Events of each user who has any."""
+def usual_history_length(events: Events) -> int:
+    """50 where nine in ten users have no more events, else 200."""
     lengths = np.diff(events.first_of_user)
-    return lengths[lengths > 0]
+    return 50 if np.percentile(lengths[lengths > 0], 90) <= 50 else 200
 
 
 _COMMON = {

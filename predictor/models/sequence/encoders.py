@@ -1,10 +1,12 @@
 """Encoders: tokens (batch, time, dims) in, states (batch, time, hidden) out, from left to right.
 
-`lstm` is the classic of Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al.
-(2000), whose bias starts at one (Jozefowicz et al., 2015); `gru` is Cho et al. (2014);
-`transformer` is causal self-attention in the shape of SASRec (Kang and McAuley, 2018) with the norm
-before each part (Xiong et al., 2020). An encoder of one's own is an entry point of the group
-`foretell.encoders`: its name is the model type, and it is called with the NetworkConfig.
+`rnn` is the plain recurrence of Elman (1990) with tanh; `lstm` is the classic of Hochreiter and
+Schmidhuber (1997) with the forget gate of Gers et al. (2000), whose bias starts at one (Jozefowicz
+et al., 2015); `gru` is Cho et al. (2014); `transformer` is causal self-attention in the shape of
+SASRec (Kang and McAuley, 2018) with the norm before each part (Xiong et al., 2020).
+
+An encoder of one's own is an entry point of the group `foretell.encoders`: its name is the model
+type, and it is called with the NetworkConfig.
 """
 
 from __future__ import annotations
@@ -65,9 +67,9 @@ class NetworkConfig:
 
 
 class Recurrent(nn.Module):
-    """An LSTM or GRU."""
+    """An LSTM, a GRU or a plain recurrence."""
 
-    def __init__(self, config: NetworkConfig, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+    def __init__(self, config: NetworkConfig, kind: type[nn.LSTM | nn.GRU | nn.RNN]) -> None:
         super().__init__()
         # torch drops between layers only, and warns where there is but one.
         between = config.dropout if config.layers > 1 else 0.0
@@ -190,6 +192,7 @@ def last_states(encoder: nn.Module, tokens: Tensor, ends: Tensor) -> Tensor:
 Factory = Callable[[NetworkConfig], nn.Module]
 
 ENCODERS: dict[str, Factory] = {
+    "rnn": lambda config: Recurrent(config, nn.RNN),
     "gru": lambda config: Recurrent(config, nn.GRU),
     "lstm": lambda config: Recurrent(config, nn.LSTM),
     "transformer": Transformer,

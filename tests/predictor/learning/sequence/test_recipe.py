@@ -28,7 +28,9 @@ def events_of(items_of_users: list[list[int]], catalogue: int, *, times: bool = 
 
 
 def test_the_caller_and_the_recipe_speak_of_the_same() -> None:
-    assert [field.name for field in fields(FitConfig)] == [field.name for field in fields(Recipe)]
+    names = [field.name for field in fields(FitConfig)]
+    names.remove("features")  # of the classic models
+    assert names == [field.name for field in fields(Recipe)]
 
 
 def test_repeats_lead_to_traces() -> None:

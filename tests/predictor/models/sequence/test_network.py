@@ -178,7 +178,7 @@ def test_an_encoder_of_ones_own_comes_by_entry_point(monkeypatch: pytest.MonkeyP
         "entry_points",
         lambda **asked: [own] if asked.get("name", "shift") == "shift" else [],
     )
-    assert encoders.model_types() == ("gru", "lstm", "transformer", "shift")
+    assert encoders.model_types() == ("rnn", "gru", "lstm", "transformer", "shift")
     network = SequenceNetwork(replace(CONFIG, model_type="shift"))
     assert isinstance(network.towers[0].encoder, Shift)
     assert np.ptp(network.eval().predict(histories([3, 5])).queries, axis=0).min() > 0

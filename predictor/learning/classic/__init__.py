@@ -1,0 +1,1 @@
+"""Classic models on text vectors, by well-kept libraries: to compare with, and to explain."""

@@ -1,0 +1,142 @@
+"""Which classic models there are, and how one is fitted: what is not said is derived from the data.
+
+Free of the libraries that fit them, so that their names can be told without these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretell import limits
+from foretell.errors import InvalidArgumentError
+from foretell.projection import Projection
+from foretell.vectors import Vectors
+from predictor.learning.data import Events
+from predictor.learning.measures.evaluation import Space
+from predictor.learning.sequence.fitting import Epoch
+from predictor.learning.sequence.recipe import FitConfig, usual_history_length
+from predictor.learning.sources import Dataset
+from predictor.models.sequence.bag import BagNetwork
+
+CLASSIC = ("linear", "logistic", "mlp", "lightgbm", "word2vec_logistic", "content")
+"""Models of `python -m predictor train --model`, beside the encoders of sequence models."""
+
+Features = Literal["all", "first", "pca", "select"]
+FEATURES: tuple[Features, ...] = get_args(Features)
+"""What is kept of a text vector: all of it, its first dimensions, its principal components, or the
+dimensions that tell the behavior types of their own events apart best."""
+
+FIRST_DIMS = 10
+"""Of `first`: what tutorials take."""
+
+DIMS = 64
+"""Of the other choices: on MovieLens and groceries more gain nothing."""
+
+HIDDEN = 64
+"""Width of the one hidden layer of `mlp`."""
+
+EPOCHS = {"mlp": 20, "lightgbm": 300}
+"""Of the network, or rounds of trees; at most."""
+
+_SETTINGS = {"model_type", "features", "dims", "history_length", "seed"}
+_OWN_SETTINGS = {"mlp": {"hidden", "epochs"}, "lightgbm": {"epochs"}}
+
+
+@dataclass(frozen=True)
+class ClassicRecipe:
+    """How to fit, complete. `resolve_classic` makes one."""
+
+    model_type: str
+    """One of CLASSIC."""
+    features: str
+    """One of FEATURES, or word2vec."""
+    dims: int
+    """Numbers kept of a text vector; the model's space has one more, see `bag`."""
+    hidden: int
+    """Width of the hidden layer, where there is one."""
+    epochs: int
+    """At most, see EPOCHS; 0 where there are none."""
+    history_length: int
+    """Events of a history that are read."""
+    seed: int
+    chosen: dict[str, float] = field(default_factory=dict)
+    """What validation chose: C, alpha, epochs or rounds."""
+
+
+@dataclass(frozen=True)
+class FittedBag:
+    """A fitted model and all that follows from it, as FittedSequence."""
+
+    recipe: ClassicRecipe
+    network: BagNetwork
+    projection: Projection
+    residuals: Vectors
+    """(items, dims): their popularity, in the last axis."""
+    warm: NDArray[np.bool_]
+    """(items,) whether training saw the item."""
+    space: Space
+    curve: tuple[Epoch, ...] = ()
+    """None is drawn."""
+
+
+def resolve_classic(config: FitConfig, dataset: Dataset, train: Events) -> ClassicRecipe:
+    """Fills in what is None.
+
+    Raises:
+        InvalidArgumentError: the model has no such setting, or cannot be fitted on these data.
+    """
+    model, cols = config.model_type or "", dataset.encoder.cols
+    _check_settings(model, config)
+    _check_data(model, dataset, train)
+    usual: Features = "all" if model == "content" else "pca"
+    features = config.features or ("word2vec" if model == "word2vec_logistic" else usual)
+    if features == "all":
+        dims = config.dims or cols
+        if dims != cols:
+            raise InvalidArgumentError(
+                f"--features all keeps the {cols} dimensions of the text vectors, not {dims}: "
+                f"choose another of {', '.join(FEATURES)}",
+                field="dims",
+            )
+    else:
+        dims = config.dims or min(FIRST_DIMS if features == "first" else DIMS, cols)
+    most = limits.COLS - 1 if features == "word2vec" else cols
+    if not 1 <= dims <= most:
+        raise InvalidArgumentError(f"dims is {dims}; 1 to {most} are possible", field="dims")
+    hidden = config.hidden or HIDDEN
+    length = config.history_length or usual_history_length(train)
+    return ClassicRecipe(
+        model, features, dims, hidden, config.epochs or EPOCHS.get(model, 0), length, config.seed
+    )
+
+
+def _check_settings(model: str, config: FitConfig) -> None:
+    own = _SETTINGS | _OWN_SETTINGS.get(model, set())
+    if model == "word2vec_logistic":
+        own = own - {"features"}  # its words are its features
+    for name, value in asdict(config).items():
+        if value is not None and name not in own:
+            raise InvalidArgumentError(f"the model {model} has no setting {name}", field=name)
+    if config.features is not None and config.features not in FEATURES:
+        raise InvalidArgumentError(
+            f"features {config.features!r} is none of {', '.join(FEATURES)}", field="features"
+        )
+
+
+def _check_data(model: str, dataset: Dataset, train: Events) -> None:
+    if model == "content":
+        if not train.has_items or not dataset.item_vectors.any():
+            raise InvalidArgumentError(
+                "the model content finds items by their texts, and no item has one", field="items"
+            )
+    elif len(train.behavior_types) < 2:
+        raise InvalidArgumentError(
+            f"all events to train on have the behavior type {train.behavior_types[0]!r}: the model "
+            f"{model} has nothing to tell apart; content and the sequence models find items",
+            reason="ONE_BEHAVIOR_TYPE",
+            field="behavior_type",
+        )
