@@ -110,6 +110,14 @@ def evaluate_version(version: Version, dataset: Dataset, part: Split) -> Compari
     Raises:
         InvalidArgumentError: the version was trained on vectors of another encoder.
     """
+    check_encoder(version, dataset)
+    part = part.with_types(version.config.behavior_types)
+    space, warm = read_space(version, dataset)
+    return compare(answer(version, part.test, space), dataset, part, warm)
+
+
+def check_encoder(version: Version, dataset: Dataset) -> None:
+    """Raises InvalidArgumentError if a version was trained on vectors of another encoder."""
     config = version.config
     if dataset.encoder != config.encoder:
         raise InvalidArgumentError(
@@ -119,9 +127,6 @@ def evaluate_version(version: Version, dataset: Dataset, part: Split) -> Compari
             reason="OTHER_ENCODER",
             field="encoder",
         )
-    part = part.with_types(config.behavior_types)
-    space, warm = read_space(version, dataset)
-    return compare(answer(version, part.test, space), dataset, part, warm)
 
 
 _ITEM_COLUMNS = (

@@ -94,17 +94,28 @@ def _per_type(
 def _probability_metrics(probabilities: Floats, true: Ints) -> dict[str, float]:
     if not len(true):
         return {}
-    lines = np.arange(len(true))
-    own = probabilities[lines, true].astype(np.float64)
-    # The squared distance to the one-hot truth, without making that.
-    squares = (probabilities.astype(np.float64) ** 2).sum(axis=1) - 2 * own + 1
+    squares, surprises = losses(probabilities, true)
     gap, bin_ = _calibration_gaps(probabilities, true)
     return {
         "mse": float(squares.mean()),
-        # The floor is float32's: a probability below it was a true zero.
-        "log_loss": float(-np.log(np.maximum(own, 1e-38)).mean()),
+        "log_loss": float(surprises.mean()),
         "ece": float(np.abs(np.bincount(bin_, gap)).sum() / len(true)),
     }
+
+
+def losses(probabilities: Floats, true: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each line: the squared distance to the one-hot truth, and minus the logarithm of the true
+    type's probability.
+
+    Args:
+        probabilities: (lines, types).
+        true: (lines,) none negative.
+    """
+    own = probabilities[np.arange(len(true)), true].astype(np.float64)
+    # Without making the one-hot truth.
+    squares: NDArray[np.float64] = (probabilities.astype(np.float64) ** 2).sum(axis=1) - 2 * own + 1
+    # The floor is float32's: a probability below it was a true zero.
+    return squares, -np.log(np.maximum(own, 1e-38))
 
 
 def _calibration_gaps(probabilities: Floats, true: Ints) -> tuple[NDArray[np.float64], Ints]:

@@ -129,7 +129,7 @@ def training_curve(curve: Sequence[Epoch]) -> bytes:
         axes.set(xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    return _png(figure)
+    return as_png(figure)
 
 
 def confusion_matrix(types: TypeResults) -> bytes:
@@ -137,7 +137,7 @@ def confusion_matrix(types: TypeResults) -> bytes:
     known = types.true >= 0
     confusion = np.zeros((len(types.names),) * 2, np.int64)
     np.add.at(confusion, (types.true[known], types.predicted[known]), 1)
-    kept = _largest(confusion.sum(axis=1), MOST_TYPES)
+    kept = largest(confusion.sum(axis=1), MOST_TYPES)
     counts = confusion[np.ix_(kept, kept)]
     names = [types.names[code] for code in kept]
     size = 2.5 + 0.7 * len(kept)
@@ -157,7 +157,7 @@ def confusion_matrix(types: TypeResults) -> bytes:
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
-    return _png(figure)
+    return as_png(figure)
 
 
 def roc_curves(types: TypeResults) -> bytes:
@@ -169,12 +169,12 @@ def roc_curves(types: TypeResults) -> bytes:
         if area is None:
             continue
         points = roc_points(types.probabilities[:, code], positive)
-        axes.plot(*_thinned(*points), label=f"{types.names[code]} ({area:.3f})", **style)
+        axes.plot(*thinned(*points), label=f"{types.names[code]} ({area:.3f})", **style)
     axes.plot([0, 1], [0, 1], color=GREY, label="chance (0.500)")
     axes.set(title="ROC, each type against the rest", xlim=(0, 1), ylim=(0, 1.01))
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.legend(loc="lower right", title="area under the curve")
-    return _png(figure)
+    return as_png(figure)
 
 
 def precision_recall_curves(types: TypeResults) -> bytes:
@@ -186,11 +186,11 @@ def precision_recall_curves(types: TypeResults) -> bytes:
             continue
         recall, precision, average = precision_recall_points(types.probabilities[:, code], positive)
         label = f"{types.names[code]} ({average:.3f}, share {positive.mean():.3f})"
-        axes.step(*_thinned(recall, precision), where="pre", label=label, **style)
+        axes.step(*thinned(recall, precision), where="pre", label=label, **style)
     axes.set(title="Precision and recall, each type against the rest", xlim=(0, 1), ylim=(0, 1.01))
     axes.set(xlabel="recall", ylabel="precision")
     axes.legend(loc="best", title="average precision; at random: the share")
-    return _png(figure)
+    return as_png(figure)
 
 
 def roc_points(
@@ -284,7 +284,7 @@ def _calibration(
         axes.set(xscale="log", yscale="log")
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(low, top), ylim=(low, top))
     axes.legend(loc="upper left")
-    return _png(figure)
+    return as_png(figure)
 
 
 def popularity_strata(items: ItemResults) -> bytes:
@@ -325,7 +325,7 @@ def _strata(groups: Mapping[str, Sequence[Stratum]], title: str, xlabel: str, yl
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(title="95 % intervals")
-    return _png(figure)
+    return as_png(figure)
 
 
 def _range(stratum: Stratum) -> str:
@@ -352,26 +352,26 @@ def draw_map(space: ItemMap) -> bytes:
              f"{space.title}; near means similar (t-SNE)")  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
-    return _png(figure)
+    return as_png(figure)
 
 
 def _curves(types: TypeResults) -> list[tuple[int, dict[str, Any]]]:
     """The most frequent types, each with a style."""
     counts = np.bincount(types.true[types.true >= 0], minlength=len(types.names))
-    return [(int(code), _style(at)) for at, code in enumerate(_largest(counts, MOST_CURVES))]
+    return [(int(code), _style(at)) for at, code in enumerate(largest(counts, MOST_CURVES))]
 
 
 def _style(at: int) -> dict[str, Any]:
     return {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at // len(COLOURS) % 4]}
 
 
-def _largest(counts: NDArray[np.int64], most: int) -> Ints:
+def largest(counts: NDArray[np.int64], most: int) -> Ints:
     """The `most` types with the largest counts, in their own order."""
     kept: Ints = np.sort(np.argsort(-counts, kind="stable")[:most])
     return kept
 
 
-def _thinned(*columns: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def thinned(*columns: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """At most CURVE_POINTS of the points, first and last among them."""
     size = len(columns[0])
     at = np.unique(np.linspace(0, size - 1, min(size, CURVE_POINTS)).astype(np.int64))
@@ -389,7 +389,8 @@ def _panel() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """The figure as a file."""
     # A canvas of its own instead of pyplot: no global state, no display, safe in threads.
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
