@@ -12,18 +12,19 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
-from predictor.learning import comparing, leaks, training
+from predictor.learning import comparing, training
 from predictor.learning.classic.recipe import CLASSIC, FEATURES
 from predictor.learning.measures import comparison
 from predictor.learning.options import add_data, dataset_of, positive, protocol_of
-from predictor.learning.sequence.fitting import FitConfig
+from predictor.learning.search.command import add_search
+from predictor.learning.sequence import config_file
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol
 from predictor.models import model_dir
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(f"error: {error.name} is missing: install foretell-services[train]\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: nothing was written\n")
+    except KeyboardInterrupt as stopped:
+        sys.stderr.write(f"\ninterrupted: {stopped or 'nothing was written'}\n")
         return 130
     if not result:
         return 0
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     comparing.add(commands)
     _add_register(commands)
+    add_search(commands)
     return parser
 
 
@@ -106,6 +108,8 @@ def _add_train(commands: Commands) -> None:
                          "where validation stops improving (default: by the data)")  # fmt: skip
     command.add_argument("--dims", type=positive, metavar="N", help="of item and query vectors, "
                          "or of what --features keeps (default: by the data)")  # fmt: skip
+    command.add_argument("--config", type=Path, metavar="FILE", help="more settings, in TOML, as "
+                         "`search` writes them; options win over it")  # fmt: skip
     command.set_defaults(run=train, show=_show_train)
 
 
@@ -139,17 +143,19 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """
     model_dir.check_absent(options.out)
     model_dir.check_version_name(options.out.name)
+    config, lineage = config_file.given(
+        options.config,
+        model_type=options.model,
+        features=options.features,
+        epochs=options.epochs,
+        dims=options.dims,
+    )
     with dataset_of(options) as dataset:
         trained = training.train(
-            dataset,
+            replace(dataset, lineage=dataset.lineage | lineage),
             options.out,
             protocol=protocol_of(options, Protocol()),
-            config=FitConfig(
-                model_type=options.model,
-                features=options.features,
-                epochs=options.epochs,
-                dims=options.dims,
-            ),
+            config=config,
             progress=True,
         )
     if not trained.report:

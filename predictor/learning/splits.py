@@ -139,6 +139,42 @@ def first_baskets_from(events: Events, cut: int, horizon: int) -> Targets:
     return _within(_as_of(targets_of(events, target), "time", cut), horizon)
 
 
+def split_at(events: Events, cut: int, kind: Literal["time", "every"]) -> Split:
+    """A division by time without a test part: trains before `cut`, validates from there on.
+
+    Raises:
+        InvalidArgumentError: nothing is left to train on or to measure on.
+    """
+    before = events.timestamp < cut
+    target = ~before if kind == "every" else _first_baskets(events, before)
+    _require(events, before, target, kind, "validation")
+    return _validated(kind, events.subset(before), _as_of(targets_of(events, target), kind, cut))
+
+
+def split_users(events: Events, apart: Mask) -> Split:
+    """A division by users without a test part: validates on the last baskets of some of them.
+
+    Args:
+        events: of all.
+        apart: (events,) those of the users whom training does not see; a user with a single basket
+            has no history, and is no target.
+
+    Raises:
+        InvalidArgumentError: nothing is left to train on or to measure on.
+    """
+    others = events.subset(apart)
+    _, target = _leave_one_out(others)
+    _require(others, ~apart, target, "leave-one-out", "validation")
+    return _validated("leave-one-out", events.subset(~apart), targets_of(others, target))
+
+
+def _validated(kind: SplitKind, train: Events, validation: Targets) -> Split:
+    horizon = _horizon(validation)
+    nothing = validation.subset(np.zeros(len(validation), np.bool_))
+    held_out = np.zeros(len(train.item_ids), np.bool_)
+    return Split(kind, train, _within(validation, horizon), nothing, horizon, held_out)
+
+
 def _require(events: Events, kept: Mask, target: Mask, kind: SplitKind, part: str) -> None:
     if not target.any() or not kept.any():
         left = "targets" if kept.any() else "events to train on"

@@ -1,0 +1,1 @@
+"""Search of the settings with which a model is fitted, measured by cross-validation."""
