@@ -1,4 +1,4 @@
-"""`python -m predictor train | evaluate | register`.
+"""`python -m predictor train` and the other commands for versions: see _parser.
 
 Results go to the standard output (with --json one object, nothing else), progress and everything
 else to the standard error. Exit status: 0 good, 1 an error, 2 wrong usage or unusable data.
@@ -12,14 +12,14 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
-from predictor.learning import comparing, training
+from predictor.learning import comparing, leaks, training
 from predictor.learning.classic.recipe import CLASSIC, FEATURES
 from predictor.learning.measures import comparison
 from predictor.learning.options import add_data, dataset_of, positive, protocol_of
@@ -31,6 +31,9 @@ from predictor.models import model_dir
 from predictor.models.sequence.encoders import model_types
 from predictor.registry import register
 from predictor.settings import PredictorSettings
+
+TRAIN = ("matplotlib", "pyarrow", "sklearn")
+"""What the extra `train` installs; `toolbox` the other optional libraries."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     except ForetellError as error:
         return _complain(error, 1)
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"error: {error.name} is missing: install foretell-services[train]\n")
+        extra = "train" if error.name in TRAIN else "toolbox"
+        sys.stderr.write(f"error: {error.name} is missing: install foretell-services[{extra}]\n")
         return 1
     except KeyboardInterrupt as stopped:
         sys.stderr.write(f"\ninterrupted: {stopped or 'nothing was written'}\n")
@@ -183,9 +187,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     read by their texts; those of its items that are not among the data's are not answered.
     """
     version = model_dir.load(options.version)
-    known = version.reports["metrics.json"].get("protocol", {})
-    usual = Protocol(**{field.name: known[field.name] for field in fields(Protocol)})
-    protocol = protocol_of(options, usual)
+    protocol = protocol_of(options, leaks.trained_by(version))
     with dataset_of(options) as found:
         dataset = found.in_order(version.item_ids)
         part = training.divide(dataset, protocol)
