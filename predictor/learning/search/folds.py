@@ -102,7 +102,7 @@ def _cuts(times: Ints, last: int, count: int) -> list[int]:
 
 
 def _moment(time: int) -> str:
-    return datetime.fromtimestamp(time / 1_000_000, UTC).isoformat(timespec="seconds")
+    return f"{datetime.fromtimestamp(time / 1_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _by_user(events: Events, seed: int, count: int) -> Iterator[Fold]:

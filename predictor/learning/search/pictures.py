@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def history(found: Found) -> bytes:
     best = np.maximum if found.metric.sign > 0 else np.minimum
     numbers, values = _points(whole)
     axes.step(
-        [*numbers, len(found.rows)], [*best.accumulate(values), best.reduce(values)],
+        [*numbers, len(found.rows) + 0.5], [*best.accumulate(values), best.reduce(values)],
         where="post", color=COLOURS[3], label="best so far",
     )  # fmt: skip
     axes.set(title="The search", xlabel="trial", ylabel=_label(found))
@@ -79,6 +80,8 @@ def slices(found: Found, space: Space) -> bytes:
             axes.set_xlim(-0.5, len(place) - 0.5)
         elif isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log:
             axes.set_xscale("log")
+        elif isinstance(distribution, IntDistribution):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for rows, style in ((pruned, {"marker": "x", "color": GREY}), (whole, _by_number(found))):
             at = [place.get(row.settings[name], row.settings[name]) for row in rows]
             colour = {"c": [row.number for row in rows]} if "cmap" in style else {}
@@ -100,7 +103,7 @@ def fold_scores(found: Found, folds: Sequence[str]) -> bytes:
             range(len(folds)), row.folds, color=COLOURS[at % len(COLOURS)],
             marker=MARKERS[at % len(MARKERS)], label=f"{row.number} ({row.value:.4f})",
         )  # fmt: skip
-    axes.set_xticks(range(len(folds)), folds, fontsize="small")
+    axes.set_xticks(range(len(folds)), [fill(name, 12) for name in folds], fontsize="small")
     axes.set(title="The best trials, fold by fold", xlabel="fold", ylabel=_label(found))
     axes.grid(alpha=0.3)
     axes.legend(title="trial (mean)")
@@ -116,6 +119,7 @@ def draw_importances(found: Found, importances: Mapping[str, float]) -> bytes:
     axes.set(title=f"What mattered, by {len(found.ranking)} trials (fANOVA)", xlim=(0, None))
     axes.set(xlabel="share of the variance that is explained")
     axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
     return as_png(figure)
 
 

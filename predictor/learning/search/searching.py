@@ -111,7 +111,7 @@ def search(
         "folds": [fold.name for fold in folds],
         "sampler": plan.sampler,
         "fixed": {name: value for name, value in asdict(fixed).items() if value is not None},
-        "space": {name: distribution_to_json(of) for name, of in job.space.items()},
+        "space": {name: json.loads(distribution_to_json(of)) for name, of in job.space.items()},
     }
     with owned(out):
         try:
