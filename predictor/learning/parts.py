@@ -74,10 +74,10 @@ def with_recommender(
     version, report = _types(answers, dataset, part, seed)
     report["recommender"] = {
         "on": True,
-        "validation": fitted.validation,
-        "without": fitted.search,
+        "validation": _of_items(fitted.validation),
+        "without": _of_items(fitted.search),
         "weights": dict(fitted.recommender.weights),
-        "alone": fitted.alone,
+        "alone": {name: _of_items(metrics) for name, metrics in fitted.alone.items()},
     }
     if progress:
         sys.stderr.write(f"{name}: {_line(report['recommender'])}\n")
@@ -184,6 +184,10 @@ def _calibrated(version: Version, scorer: ItemScorer, targets: Targets, part: Sp
 
 def _measures(metrics: Report) -> dict[str, float]:
     return {name: metrics[name] for name in ("accuracy", "f1", "log_loss", "ece")}
+
+
+def _of_items(metrics: Report) -> dict[str, float]:
+    return {name: metrics[name] for name in ("hits_at_10", "ndcg_at_10")}
 
 
 def _line(about: Report) -> str:

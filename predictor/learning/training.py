@@ -22,7 +22,8 @@ from predictor.learning.measures import calibration, evaluation
 from predictor.learning.measures.answers import answer
 from predictor.learning.measures.comparison import compare
 from predictor.learning.measures.evaluation import REPEATS, Space
-from predictor.learning.parts import Report, with_parts, without_parts
+from predictor.learning.parts import Report, with_parts, with_recommender, without_parts
+from predictor.learning.reports.data_report import data_report
 from predictor.learning.reports.model_card import model_card
 from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.sequence.parallel import together
@@ -32,6 +33,7 @@ from predictor.learning.splits import Protocol, Split, split
 from predictor.models import model_dir
 from predictor.models.calibration import CANDIDATES, ItemCalibration
 from predictor.models.history import HistoryBatch
+from predictor.models.ranking.recommender import RECOMMENDERS
 from predictor.models.sequence.encoders import model_types
 from predictor.models.version import Golden, Version, VersionConfig
 
@@ -102,7 +104,11 @@ def train(
     space, warm = evaluation.read_space(version, dataset)
     answers = answer(version, part.validation, space)
     about: Report = {}
-    if parts and config.model_type not in CLASSIC:
+    if config.model_type is not None and config.model_type in RECOMMENDERS:
+        version, about = with_recommender(
+            answers, part, dataset, config.model_type, protocol.seed, progress=progress
+        )
+    elif parts and config.model_type not in CLASSIC:
         version, about = with_parts(answers, dataset, part, protocol.seed, progress=progress)
     else:
         version = without_parts(answers, part)
@@ -124,7 +130,8 @@ def train(
     }
     version = replace(version, reports=reports)
     card = model_card(version.config.model_dump(), report, lineage)
-    model_dir.write(out, version, card, drawing.draw(found, dataset, fitted.curve))
+    plots = drawing.draw(found, dataset, fitted.curve)
+    model_dir.write(out, version, card, plots, data_report=data_report(dataset, protocol))
     return Trained(name, out, report)
 
 

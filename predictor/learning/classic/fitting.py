@@ -12,7 +12,12 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Projection
 from foretell.vectors import Vectors
 from predictor.learning.classic.heads import HEADS, Head, Lines
-from predictor.learning.classic.recipe import ClassicRecipe, FittedBag, resolve_classic
+from predictor.learning.classic.recipe import (
+    BY_CONTENT,
+    ClassicRecipe,
+    FittedBag,
+    resolve_classic,
+)
 from predictor.learning.classic.representation import representation
 from predictor.learning.data import Events, Targets, history_of, training_targets
 from predictor.learning.measures.baselines import popularity
@@ -40,7 +45,7 @@ FIRST_EVENTS = 20.0
 """Users' first events that all events count for in what comes after an empty history."""
 
 CONTENT_HALF_LIFE = 4.0
-"""Of the shares by which `content` answers types: it learns nothing about them."""
+"""Of the shares by which models about items answer types: they learn nothing about them."""
 
 
 def fit_classic(
@@ -63,7 +68,7 @@ def fit_classic(
     residuals[:, -1] = TIES * seen / (seen.max(initial=0) + 1)
     space = _space(dataset, projection, residuals)
     network = _empty(train, recipe)
-    if recipe.model_type == "content":
+    if recipe.model_type in BY_CONTENT:
         head = _decayed_shares(network)
     else:
         head = _fit_head(network, part, space, recipe)

@@ -20,9 +20,13 @@ from predictor.learning.measures.evaluation import Space
 from predictor.learning.sequence.fitting import Epoch
 from predictor.learning.sequence.recipe import FitConfig, usual_history_length
 from predictor.learning.sources import Dataset
+from predictor.models.ranking.recommender import RECOMMENDERS
 from predictor.models.sequence.bag import BagNetwork
 
-CLASSIC = ("linear", "logistic", "mlp", "lightgbm", "word2vec_logistic", "content")
+BY_CONTENT = ("content", *RECOMMENDERS)
+"""Those that are about items, and take behavior types as users' shares of them."""
+
+CLASSIC = ("linear", "logistic", "mlp", "lightgbm", "word2vec_logistic", *BY_CONTENT)
 """Models of `python -m predictor train --model`, beside the encoders of sequence models."""
 
 Features = Literal["all", "first", "pca", "select"]
@@ -92,7 +96,8 @@ def resolve_classic(config: FitConfig, dataset: Dataset, train: Events) -> Class
     model, cols = config.model_type or "", dataset.encoder.cols
     _check_settings(model, config)
     _check_data(model, dataset, train)
-    usual: Features = "all" if model == "content" else "pca"
+    reads_search = "content" in (model, *RECOMMENDERS.get(model, ()))
+    usual: Features = "all" if reads_search else "pca"
     features = config.features or ("word2vec" if model == "word2vec_logistic" else usual)
     if features == "all":
         dims = config.dims or cols
@@ -132,6 +137,11 @@ def _check_data(model: str, dataset: Dataset, train: Events) -> None:
         if not train.has_items or not dataset.item_vectors.any():
             raise InvalidArgumentError(
                 "the model content finds items by their texts, and no item has one", field="items"
+            )
+    elif model in RECOMMENDERS:
+        if not train.has_items:
+            raise InvalidArgumentError(
+                f"the model {model} finds items, and no event to train on has one", field="item_id"
             )
     elif len(train.behavior_types) < 2:
         raise InvalidArgumentError(

@@ -10,24 +10,15 @@ from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 
-from foretell.errors import InvalidArgumentError
 from predictor.learning.data import Events
 from predictor.learning.measures.answers import Answers
 from predictor.learning.measures.baselines import histories_of
 from predictor.learning.measures.metrics import batches, item_metrics
 from predictor.learning.ranking.examples import wanted_pairs
 from predictor.models.ranking.pairs import Pairs
-from predictor.models.ranking.recommender import METHODS, Factors, Recommender
+from predictor.models.ranking.recommender import RECOMMENDERS, Factors, Recommender
 
 Doubles = NDArray[np.float64]
-
-RECOMMENDERS: dict[str, tuple[str, ...]] = {
-    "item_knn": ("item_knn",),
-    "user_knn": ("user_knn",),
-    "matrix_factorisation": ("matrix_factorisation",),
-    "hybrid": METHODS,
-}
-"""By name: the methods that are read."""
 
 NEIGHBOURS = (30, 100, 300)
 """In user_knn; validation chooses."""
@@ -67,16 +58,7 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
         train: the training part.
         answers: the version's, without a second stage, for the validation targets.
         seed: of the factorisation's start.
-
-    Raises:
-        InvalidArgumentError: training has no items.
     """
-    if not train.has_items:
-        raise InvalidArgumentError(
-            f"model {name} is about items, and no event of the training part has one",
-            reason="NO_ITEMS",
-            field="model",
-        )
     methods = RECOMMENDERS[name]
     had = histories_of(train)
     repeats = not answers.exclude_history

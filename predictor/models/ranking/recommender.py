@@ -41,6 +41,14 @@ TENSORS = "recommender.safetensors"
 
 METHODS = ("item_knn", "user_knn", "matrix_factorisation", "content", "personal", "popular")
 
+RECOMMENDERS: Mapping[str, tuple[str, ...]] = {
+    "item_knn": ("item_knn",),
+    "user_knn": ("user_knn",),
+    "matrix_factorisation": ("matrix_factorisation",),
+    "hybrid": METHODS,
+}
+"""By name: the methods that are read."""
+
 CANDIDATES = 200
 """Best items of a history that are answered from, where nothing else is asked for."""
 

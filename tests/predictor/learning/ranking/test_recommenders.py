@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns
 from predictor.learning.data import Events, to_events
 from predictor.learning.measures.answers import Answers, number
 from predictor.learning.measures.baselines import histories_of, item_knn
 from predictor.learning.measures.evaluation import Space
 from predictor.learning.measures.metrics import item_metrics
-from predictor.learning.ranking.recommenders import RECOMMENDERS, blend, fit_recommender
+from predictor.learning.ranking.recommenders import blend, fit_recommender
 from predictor.learning.splits import Protocol, Split, split
-from predictor.models.ranking.recommender import METHODS, Recommender
+from predictor.models.ranking.recommender import METHODS, RECOMMENDERS, Recommender
 from predictor.models.sequence.network import Outputs
 
 GROUPS, OF_GROUP = 6, 10
@@ -117,10 +116,3 @@ def test_the_baseline_is_the_recommender() -> None:
     warm = np.ones(ITEMS, np.bool_)
     baseline = item_metrics(item_knn(part.train), part.validation, warm, exclude_history=True)
     assert fitted.validation["ndcg_at_10"] == pytest.approx(baseline["ndcg_at_10"])
-
-
-def test_events_without_items_are_refused() -> None:
-    found, part = answers(world(loyal=False), repeats=False)
-    train = replace(part.train, item=np.full(len(part.train), -1))
-    with pytest.raises(InvalidArgumentError, match="item_knn is about items"):
-        fit_recommender("item_knn", train, found, seed=1)
