@@ -109,6 +109,11 @@ class Windows:
         first = np.concatenate([[0], np.cumsum(self._offset >= 0)])[self._first_basket]
         return np.diff(first)
 
+    @property
+    def _baskets(self) -> Ints:
+        """(windows,) contexts of each window."""
+        return np.diff(self._first_basket)
+
     def batch(self, chosen: Ints) -> Batch:
         """Gathers some windows."""
         events = self._events
@@ -119,7 +124,7 @@ class Windows:
         gap = np.zeros(real.shape, np.int64)
         if events.has_times:
             gap[real] = gap_buckets(events.timestamp[at[real]], lengths)
-        baskets_of = np.diff(self._first_basket)[chosen]
+        baskets_of = self._baskets[chosen]
         basket = ragged(self._first_basket[chosen], baskets_of)
         offset = self._offset[basket]
         context = np.where(
@@ -163,7 +168,9 @@ class Windows:
         by = np.argsort(self.lengths * rng.uniform(0.9, 1.1, len(self)), kind="stable")
         batches = self._divide(by, contexts, tokens)
         for index in rng.permutation(len(batches)):
-            yield self.batch(batches[index])
+            # Windows within one very long basket have nothing to learn.
+            if self._baskets[batches[index]].any():
+                yield self.batch(batches[index])
 
     def steps(self, contexts: int, tokens: int) -> int:
         """About how many batches an epoch has."""

@@ -93,6 +93,17 @@ def test_steps_is_the_number_of_batches() -> None:
     assert all(batch.item.size <= 400 + 20 * 20 for batch in batches)
 
 
+def test_a_batch_of_windows_within_one_basket_is_passed_over() -> None:
+    count = 40  # events of one user at one instant, as programs and floods of them have
+    zeros, none = np.zeros(count, np.int64), np.full(count, -1)
+    columns = EventColumns(["u"], ["x"], ["i"], [], zeros, zeros, zeros, none, zeros)
+    windows = Windows(to_events(columns), 8)
+    assert len(windows) > 1
+    batches = list(windows.epoch(1, 1, np.random.default_rng(0)))
+    assert [len(batch.context) for batch in batches] == [1]
+    assert len(batches[0].line_item) == count
+
+
 def test_log_gaps_are_those_to_the_basket_that_follows() -> None:
     batch = next(Windows(random_events(0), 20).epoch(10**6, 10**6, np.random.default_rng(0)))
     assert len(batch.log_gap) == len(batch.context)
