@@ -43,6 +43,8 @@ def add_data(command: argparse.ArgumentParser) -> None:
                       help="the same for the validation part")  # fmt: skip
     data.add_argument("--hold-out", type=share, metavar="X", help="share of the items that "
                       "training does not see, to measure cold ones (default: none)")  # fmt: skip
+    data.add_argument("--clean", action="store_true", help="drop repeated events, impossible "
+                      "times, bursts and bots; without it they are told, and kept")  # fmt: skip
     data.add_argument("--seed", type=int, metavar="N", help=f"default: {Protocol.seed}")
     texts = command.add_argument_group("text vectors")
     texts.add_argument("--embedder", metavar="HOST:PORT", help="default: one that is started for "
@@ -100,10 +102,10 @@ def dataset_of(options: argparse.Namespace) -> Iterator[Dataset]:
     source = None
     if options.events:
         source = sources.read_files(options.events, options.items, options.targets, progress=True)
-        source.events()
+        source = source.inspected(clean=options.clean, progress=True)
     with sources.embedder(options.embedder, options.cache_dir, options.encoder) as client:
         if source is None:
-            source = _store(options, client)
+            source = _store(options, client).inspected(clean=options.clean, progress=True)
         dataset = sources.with_vectors(source, client, progress=True)
     torch.set_num_threads(THREADS)
     yield dataset

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,11 +21,20 @@ from foretell.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
 )
-from foretell.importing import EventColumns, EventReader, ItemReader, Reader, Target, TargetReader
+from foretell.importing import (
+    EventColumns,
+    EventReader,
+    ItemReader,
+    Reader,
+    Summary,
+    Target,
+    TargetReader,
+)
 from foretell.types import Item
 from foretell.vectors import Vectors
 from predictor.database import FILE
 from predictor.learning.data import Events, to_events
+from predictor.learning.quality.inspection import Inspection, inspect
 from predictor.models.version import EncoderConfig
 from serving.process import started
 
@@ -54,6 +63,26 @@ class Source:
     targets: Sequence[Target] | None
     lineage: dict[str, str | int]
     """Where it is from: names and sha256 of files, or the store's last event."""
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    """What importing made of the rows, by kind and name of the file."""
+    inspection: Inspection | None = None
+    """What is odd about the events as they were read; None: nobody has looked."""
+
+    def inspected(self, *, clean: bool = False, progress: bool = False) -> Source:
+        """The same, looked through; with `clean`, without the events that cleaning drops.
+
+        Raises:
+            InvalidArgumentError: there are no events, or cleaning would leave none.
+        """
+        self.events()
+        found, columns = inspect(self.columns, self.items, self.summaries), self.columns
+        lineage = dict(self.lineage)
+        if clean:
+            found, columns = found.cleaned()
+            lineage["events_dropped"] = len(self.columns) - len(columns)
+        if progress:
+            sys.stderr.write(f"{found}\n")
+        return replace(self, columns=columns, lineage=lineage, inspection=found)
 
     def events(self) -> Events:
         """The events, sorted and encoded.
@@ -81,6 +110,8 @@ class Dataset:
     """(items,); "" where an item has none."""
     categories: Sequence[str] | None = None
     """(items,) the attribute CATEGORY; None where no item has it."""
+    inspection: Inspection | None = None
+    """See Source."""
 
     def in_order(self, item_ids: Sequence[str]) -> Dataset:
         """The same with the items of `item_ids` first, in that order, as far as there are any.
@@ -116,14 +147,17 @@ def read_files(
     _report(reader, progress)
     _require(len(columns), reader)
     lineage |= {"events": events.name, "events_sha256": _sha256(events)}
+    summaries = {f"events {events.name}": reader.summary}
     catalogue = wanted = None
     if items is not None:
-        catalogue = _read_all(ItemReader(items), progress)
+        item_reader = ItemReader(items)
+        catalogue = _read_all(item_reader, progress)
+        summaries[f"items {items.name}"] = item_reader.summary
         lineage |= {"items": items.name, "items_sha256": _sha256(items)}
     if targets is not None:
         wanted = _read_all(TargetReader(targets), progress)
         lineage |= {"targets": targets.name, "targets_sha256": _sha256(targets)}
-    return Source(columns, catalogue, wanted, lineage)
+    return Source(columns, catalogue, wanted, lineage, summaries)
 
 
 def _read_all(reader: Reader[T], progress: bool) -> list[T]:
@@ -268,6 +302,7 @@ def with_vectors(source: Source, client: Client, *, progress: bool = False) -> D
         source.lineage,
         item_texts,
         _categories(source.items or ()),
+        source.inspection,
     )
 
 

@@ -10,7 +10,7 @@
     items.safetensors       `warm` (rows,) int64 positions in items.json, `residuals` (rows, dims)
     ranker/  type_model/  item_type_model/   the files() of these parts, where there are any
     golden.safetensors      a few histories with the answers expected of the network
-    metrics.json  lineage.json  history.json  card.md  plots/*.png
+    metrics.json  lineage.json  history.json  card.md  data_report.md  plots/*.png
 
 Everything is safetensors or JSON, nothing is pickled: a directory from a stranger can be wrong but
 runs no code. `load` checks the format number, every sha256 and all shapes.
@@ -107,7 +107,14 @@ def check_absent(directory: Path) -> None:
         )
 
 
-def write(directory: Path, version: Version, card: str, plots: Mapping[str, bytes]) -> None:
+def write(
+    directory: Path,
+    version: Version,
+    card: str,
+    plots: Mapping[str, bytes],
+    *,
+    data_report: str | None = None,
+) -> None:
     """Writes a version directory; it appears whole or not at all.
 
     Args:
@@ -115,6 +122,7 @@ def write(directory: Path, version: Version, card: str, plots: Mapping[str, byte
         version: what answers, and its reports.
         card: for people, in Markdown.
         plots: PNG by name.
+        data_report: what was odd about the data, in Markdown.
 
     Raises:
         InvalidArgumentError: the directory exists.
@@ -125,6 +133,8 @@ def write(directory: Path, version: Version, card: str, plots: Mapping[str, byte
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         extra = {f"plots/{name}": png for name, png in plots.items()}
+        if data_report is not None:
+            extra["data_report.md"] = data_report.encode()
         _write_files(temporary, version, {"card.md": card.encode(), **extra})
         temporary.rename(directory)
     finally:

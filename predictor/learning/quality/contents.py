@@ -54,6 +54,7 @@ def duplicates(columns: EventColumns) -> Finding | None:
         + ("; --clean drops them" if fine else ", and the times do not tell seconds apart"),
         some,
         drops=fine,
+        noise=True,
         examples=most_frequent(columns.user[some], columns.user_ids),
     )
 
@@ -84,6 +85,7 @@ def single_events(columns: EventColumns) -> Finding | None:
         f"{counted(int(single.sum()), len(np.unique(columns.user)), 'users')} have one event",
         "kept: it counts for what is popular, and shows how a first event looks",
         single[columns.user],
+        noise=True,
         examples=_first(np.flatnonzero(single), columns.user_ids),
     )
 
@@ -103,6 +105,7 @@ def large_users(columns: EventColumns) -> Finding | None:
         f"{int(counts.max()):,}",
         "kept: intervals that draw users, not events, allow for it",
         some,
+        noise=True,
         examples=most_frequent(columns.user[some], columns.user_ids),
     )
 

@@ -30,9 +30,6 @@ MEASURED_CONTEXTS = 2_000
 LEAST_SHARE = 0.001
 """Of the training events: what touches less is not measured, for it can change little."""
 
-MOST_SHARE = 0.5
-"""Of the training events: what touches more is what the data are, and no disturbance of them."""
-
 FEW_CONTEXTS = 30
 """With fewer targets a difference would be chance."""
 
@@ -131,7 +128,8 @@ class _Divided:
         free = _thinned(free)
         ignored: Measures = {}
         without: Measures = {}
-        if LEAST_SHARE <= train.mean() <= MOST_SHARE and free.sum() >= FEW_CONTEXTS:
+        worth = finding.noise and LEAST_SHARE <= train.mean() < 1
+        if worth and free.sum() >= FEW_CONTEXTS:
             measured = test.subset(free)
             ignored = self._measure(self._part.train, measured)
             fewer = _without_past(measured, touched[self._past_rows])

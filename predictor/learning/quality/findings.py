@@ -30,6 +30,8 @@ class Finding:
     """(events,) which it touches, in the order of the source; None: it is not of events."""
     drops: bool = False
     """Whether cleaning drops these events."""
+    noise: bool = False
+    """Whether ignoring it costs what these events do to predictions of others, as `drops` does."""
     examples: Sequence[str] = ()
     """Ids, at most EXAMPLES."""
 

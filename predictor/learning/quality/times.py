@@ -108,6 +108,7 @@ def impossible_times(columns: EventColumns, now: int) -> Finding | None:
         "kept; --clean drops them",
         some,
         drops=True,
+        noise=True,
         examples=most_frequent(columns.user[some], columns.user_ids),
     )
 
@@ -149,11 +150,12 @@ def bursts(columns: EventColumns) -> Finding | None:
         return None
     return Finding(
         "bursts",
-        f"{counted(int(some.sum()), len(times), 'events')} are in {int(large.sum()):,} seconds "
-        f"of one user each with {int(size[large].min()):,} to {int(size.max()):,} events",
+        f"{counted(int(some.sum()), len(times), 'events')} come too many in a second of one user; "
+        f"seconds: {int(large.sum()):,}, the fullest with {int(size.max()):,} events",
         "kept; --clean drops them",
         some,
         drops=True,
+        noise=True,
         examples=most_frequent(columns.user[some], columns.user_ids),
     )
 
@@ -190,6 +192,7 @@ def bots(columns: EventColumns) -> Finding | None:
         "kept; --clean drops them with all their events",
         some,
         drops=True,
+        noise=True,
         examples=most_frequent(columns.user[some], columns.user_ids),
     )
 

@@ -13,7 +13,6 @@ from predictor.learning.quality.costs import (
     FEW_CONTEXTS,
     LEAST_SHARE,
     MEASURED_CONTEXTS,
-    MOST_SHARE,
     Changes,
     Cost,
     Costs,
@@ -21,30 +20,33 @@ from predictor.learning.quality.costs import (
 )
 from predictor.learning.quality.findings import Finding, counted, share
 from predictor.learning.quality.inspection import Inspection, outline
+from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol
 
 METHOD = f"""\
 Shares are of the events that training learns from and of the lines of the test targets, both as
-the data were read and by the version's own division. A difference is measured where a finding
-touches {LEAST_SHARE:.1%} to {MOST_SHARE:.0%} of the training events and leaves {FEW_CONTEXTS} \
-targets, with the two baselines that
-are fitted in a moment: the popular items, and each user's decayed shares of the behavior types.
-Both are fitted and asked twice: with all events, and with the finding's events taken out of
-training and of all histories. The targets are the same in both, and no event of the finding is
-one of them; at most {MEASURED_CONTEXTS:,} are measured, evenly drawn. A model that learns more than
-a baseline may gain or lose more."""
+the data were read and by the version's own division. What repeated, impossible, program-made,
+single or overwhelming events do to predictions of others is measured where they are
+{LEAST_SHARE:.1%} of the training events or more and leave {FEW_CONTEXTS} targets, with the two
+baselines that are fitted in a moment: the popular items, and each user's decayed shares of the
+behavior types. Both are fitted and asked twice: with all events, and with those of the finding
+taken out of training and of all histories. The targets are the same in both, and no event of the
+finding is one of them; at most {MEASURED_CONTEXTS:,} are measured, evenly drawn. On few targets a
+difference may be chance; a model that learns more than a baseline may gain or lose more."""
 
 
-def data_report(
-    inspection: Inspection, protocol: Protocol, targets: Sequence[Target] | None
-) -> str:
-    """The report as Markdown.
+def data_report(dataset: Dataset, protocol: Protocol) -> str | None:
+    """The report as Markdown; None where nobody has inspected the data.
 
     Args:
-        inspection: of the data as they were read.
-        protocol: how they are divided.
-        targets: those of a file, if there are any.
+        dataset: what training uses; the report is of it as it was read.
+        protocol: how it is divided.
     """
+    inspection = dataset.inspection
+    return None if inspection is None else _report(inspection, protocol, dataset.targets)
+
+
+def _report(inspection: Inspection, protocol: Protocol, targets: Sequence[Target] | None) -> str:
     try:
         costs = measure_costs(inspection, protocol, targets)
     except InvalidArgumentError as error:  # what is odd may be what cannot be divided
