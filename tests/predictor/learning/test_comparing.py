@@ -1,0 +1,336 @@
+"""`compare` end to end, on two small versions and a real embedder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from predictor.__main__ import main
+from predictor.learning import sources, training
+from predictor.learning.sequence.fitting import FitConfig
+from predictor.learning.sources import Dataset
+from predictor.learning.splits import Protocol
+from predictor.models import model_dir
+
+KINDS = ("coffee", "tea", "bread", "cheese", "soap")
+TYPES = ("view", "cart", "buy")
+BEGIN, DAY = 1_700_000_000, 86_400
+VOID = {"meta", "img", "link", "br"}
+
+Row = tuple[str | int, ...]
+
+
+def write(path: Path, columns: list[str], rows: Sequence[Row]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return path
+
+
+class World:
+    """Files in which kinds follow one another in a circle, and so do types; versions of them."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
+        rows = [(f"{kind}-{n}", f"{kind} number {n}") for kind in KINDS for n in range(5)]
+        self.items = write(folder / "items.csv", ["item_id", "text"], rows)
+        rng = np.random.default_rng(0)
+        self.rows: list[Row] = []
+        for user in range(60):
+            kind = int(rng.integers(len(KINDS)))
+            for step in range(int(rng.integers(6, 14))):
+                at = BEGIN + user * 50 + step * DAY
+                kind = (kind + 1) % len(KINDS)
+                type_ = TYPES[(user + step) % 3]
+                self.rows.append((f"u{user}", type_, f"{KINDS[kind]}-{rng.integers(5)}", at))
+        self.events = self.write_events("events", self.rows)
+        self.dataset = self.read(self.events)
+
+    def write_events(self, name: str, rows: Sequence[Row]) -> Path:
+        columns = ["user_id", "behavior_type", "item_id", "timestamp"]
+        return write(self.folder / f"{name}.csv", columns, rows)
+
+    def read(self, events: Path) -> Dataset:
+        with sources.embedder(self.address, Path(), None) as client:
+            return sources.with_vectors(sources.read_files(events, self.items), client)
+
+    def train(
+        self, name: str, dataset: Dataset | None = None, epochs: int = 1, **protocol: Any
+    ) -> Path:
+        return training.train(
+            dataset or self.dataset,
+            self.folder / name,
+            protocol=Protocol(**protocol),
+            config=FitConfig(epochs=epochs, dims=16, hidden=16),
+            parts=epochs > 1,
+        ).path
+
+    def compare(self, *arguments: Path | str, events: Path | None = None) -> int:
+        files = ["--items", self.items, "--events", events or self.events]
+        given = ["compare", *arguments, *files, "--embedder", self.address]
+        return main([str(argument) for argument in given])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, embedder_address: str) -> World:
+    return World(tmp_path_factory.mktemp("comparing"), embedder_address)
+
+
+@pytest.fixture(scope="module")
+def learned(world: World) -> Path:
+    return world.train("learned", epochs=10)
+
+
+@pytest.fixture(scope="module")
+def hasty(world: World) -> Path:
+    return world.train("hasty", seed=7)  # it makes no difference to a split by time
+
+
+@pytest.fixture(scope="module")
+def longer(world: World) -> Path:
+    """It knows what the others are tested on, but has never seen anybody buy."""
+    rows = [row for row in world.rows if row[1] != "buy"]
+    events = world.write_events("without-buy", rows)
+    return world.train("longer", world.read(events), test_share=0.1)
+
+
+@pytest.fixture(scope="module")
+def output(world: World, learned: Path, hasty: Path) -> Path:
+    """What --out has written."""
+    out = world.folder / "out"
+    assert world.compare(hasty, learned, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "comparison.json").read_text())
+    return found
+
+
+def test_versions_have_the_figures_that_training_measured(
+    report: dict[str, Any], learned: Path, hasty: Path
+) -> None:
+    for path in (learned, hasty):
+        version = model_dir.load(path)
+        told = version.reports["metrics.json"]
+        for task in ("items", "types"):
+            for name, metrics in told[task].items():
+                line = path.name if name == "foretell" else f"baseline:{name}"
+                if name == "model":  # the sequence model without the version's other parts
+                    continue
+                found = report[task]["methods"][line]
+                for metric, value in metrics.items():
+                    if isinstance(value, float):
+                        assert found[metric] == pytest.approx(value, abs=1e-6), metric
+    assert report["protocol"] == model_dir.load(learned).reports["metrics.json"]["protocol"] | {
+        "seed": 7  # of the first
+    }
+
+
+def test_the_best_come_first_with_intervals_and_differences(report: dict[str, Any]) -> None:
+    for task, metric in (("items", "ndcg_at_10"), ("types", "f1")):
+        found = report[task]
+        values = [line[metric] for line in found["methods"].values()]
+        assert found["sorted_by"] == metric
+        assert values == sorted(values, reverse=True)
+        best = next(name for name in found["methods"] if not name.startswith("baseline:"))
+        assert found["against"] == best
+        assert found["differences"].keys() == found["methods"].keys() - {best}
+        for name, line in found["methods"].items():
+            for measure, (low, high) in line["intervals"].items():
+                assert low <= line[measure] + 1e-9, (name, measure)
+                assert high >= line[measure] - 1e-9, (name, measure)
+        for name, by_metric in found["differences"].items():
+            for measure, told in by_metric.items():
+                gain = found["methods"][name][measure] - found["methods"][best][measure]
+                assert told["value"] == pytest.approx(gain)
+                assert told["p_holm"] >= told["p"]
+    assert report["items"]["differences"]["baseline:popular"]["ndcg_at_10"]["p_holm"] < 0.05
+    assert report["types"]["differences"]["baseline:majority"]["f1"]["p_holm"] < 0.05
+
+
+class Page(HTMLParser):
+    """Refuses tags that do not fit together; keeps cells and pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: set[str] = set()
+        self.images: list[dict[str, str | None]] = []
+        self.captions = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        assert not any(value and "://" in value for value in named.values())
+        if tag == "img":
+            self.images.append(named)
+        if tag == "th":
+            assert named["scope"] in ("row", "col")
+        self.captions += tag == "caption"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.cells.add(data.strip())
+
+
+def test_the_page_holds_all_figures_and_is_whole_in_itself(
+    output: Path, report: dict[str, Any]
+) -> None:
+    text = (output / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.captions == text.count("<table>") > 6
+    for task in ("items", "types"):
+        for name, line in report[task]["methods"].items():
+            assert name in page.cells
+            for metric in line["intervals"]:
+                assert f"{line[metric]:.4f}" in page.cells
+                assert " to ".join(f"{end:.4f}" for end in line["intervals"][metric]) in page.cells
+        for by_metric in report[task]["differences"].values():
+            for told in by_metric.values():
+                assert f"{told['value']:+.4f}" in page.cells
+    for rows in report["types"]["methods"]["learned"]["confusion_matrix"]:
+        assert {f"{count:,}" for count in rows} <= page.cells
+    files = {path.name for path in output.glob("*.png")}
+    assert len(page.images) == len(files) > 8
+    assert {"types_roc.png", "types_precision_recall.png", "items_by_popularity.png"} <= files
+    for image in page.images:
+        assert str(image["src"]).startswith("data:image/png;base64,iVBORw0KGgo")
+        assert image["alt"]
+
+
+def test_what_users_named_is_no_markup(world: World, learned: Path) -> None:
+    name = "<b>&buy"
+    events = world.write_events(
+        "markup",
+        [(user, name if kind == "buy" else kind, *rest) for user, kind, *rest in world.rows],
+    )
+    version = model_dir.load(learned)
+    types = tuple(name if kind == "buy" else kind for kind in version.config.behavior_types)
+    config = version.config.model_copy(update={"behavior_types": types, "version": "markup"})
+    path, out = world.folder / "markup", world.folder / "markup-out"
+    model_dir.write(path, replace(version, config=config), "", {})
+    assert world.compare(path, "--test-share", "0.2", "--out", out, events=events) == 0
+    text = (out / "report.html").read_text()
+    assert "&lt;b&gt;&amp;buy" in text
+    assert "<b>" not in text
+
+
+def test_sorted_and_tested_as_asked(
+    world: World, learned: Path, hasty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.compare(hasty, learned, "--sort", "log_loss", "--against", hasty, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    losses = [line["log_loss"] for line in found["types"]["methods"].values()]
+    assert losses == sorted(losses)
+    assert found["items"]["sorted_by"] == "ndcg_at_10"
+    assert found["types"]["against"] == found["items"]["against"] == "hasty"
+    assert world.compare(learned, "--against", "baseline:popular") == 0
+    text = capsys.readouterr().out
+    assert "ndcg_at_10 less that of baseline:popular" in text
+    assert "f1 less that of learned" in text  # there is no such line among the types
+
+
+def test_copies_are_told_apart_and_found_equal(
+    world: World, learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = world.folder / "elsewhere" / "learned"
+    shutil.copytree(learned, copy)
+    assert world.compare(learned, copy, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    own = f"{world.folder.name}/learned"
+    assert list(found["versions"]) == [own, "elsewhere/learned"]
+    for told in found["items"]["differences"]["elsewhere/learned"].values():
+        assert told == {"value": 0, "low": 0, "high": 0, "p": 1, "p_holm": 1}
+
+
+def test_a_version_that_knows_the_test_part_is_refused(
+    world: World, learned: Path, longer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.compare(learned, longer) == 2
+    error = capsys.readouterr().err
+    assert "longer was trained with split time (test_share 0.1)" in error
+    assert "learned with split time (test_share 0.2)" in error
+    # The division is given, but is that of one only.
+    assert world.compare(learned, longer, "--test-share", "0.2") == 2
+    assert "longer has learned from events up to 2023-11-2" in capsys.readouterr().err
+    cut = "2023-11-25T12:00"
+    assert world.compare(learned, longer, "--test-from", cut, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all("before the test part" in about["checked"] for about in found["versions"].values())
+    assert found["protocol"]["test_contexts"] > 5
+
+
+def test_a_type_that_a_version_does_not_know_counts_against_it(
+    world: World, learned: Path, longer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(model_dir.load(longer).config.behavior_types) == 2
+    assert world.compare(longer, learned, "--json", "--test-from", "2023-11-25T12:00") == 0
+    types = json.loads(capsys.readouterr().out)["types"]["methods"]
+    assert {line["lines"] for line in types.values()} == {types["learned"]["lines"]}
+    missed, found = (types[name]["per_type"]["buy"] for name in ("longer", "learned"))
+    assert missed["support"] == found["support"] > 0 == missed["predicted"]
+    assert missed["recall"] == 0 < found["recall"]
+    assert types["longer"]["log_loss"] > types["baseline:majority"]["log_loss"]
+
+
+def test_what_cannot_be_compared_is_told(
+    world: World, learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        ((learned, learned), "is given twice"),
+        ((learned, "--against", "nobody"), "there is no such line; there are learned, baseline:"),
+        ((learned, world.folder), "no version directory"),
+    ):
+        assert world.compare(*arguments) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        world.compare(learned, "--sort", "nothing")
+
+
+def test_without_items_there_is_no_measure_of_items(
+    world: World, learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = write(world.folder / "targets.csv", ["user_id", "behavior_type"], [("u1", "buy")])
+    given = (learned, "--targets", targets)
+    assert world.compare(*given, "--sort", "ndcg_at_10") == 2
+    assert "--sort ndcg_at_10: these targets have no such measure" in capsys.readouterr().err
+    assert world.compare(*given, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "items" not in found
+    assert found["types"]["users"] == 1
+    assert found["types"]["differences"] == {}  # one user has no spread
+    assert world.compare(*given, "--out", world.folder / "alone") == 0
+
+
+def test_a_command_that_is_none_lists_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["comprae"])
+    assert "compare" in capsys.readouterr().err
+
+
+def test_another_encoder_is_refused(
+    world: World, learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = model_dir.load(learned)
+    encoder = version.config.encoder.model_copy(update={"pooling": "cls"})
+    config = version.config.model_copy(update={"encoder": encoder, "version": "cls"})
+    model_dir.write(world.folder / "cls", replace(version, config=config), "", {})
+    assert world.compare(learned, world.folder / "cls") == 2
+    assert "version cls was trained on" in capsys.readouterr().err
