@@ -27,7 +27,13 @@ from predictor.learning.sequence.recipe import FitConfig
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Split
 from predictor.models.history import MICROSECONDS
-from predictor.models.sequence.bag import BAG, BagNetwork, features_of, log_shares_at
+from predictor.models.sequence.bag import (
+    BAG,
+    BagNetwork,
+    features_of,
+    log_shares_at,
+    text_features_of,
+)
 from predictor.models.sequence.encoders import NetworkConfig
 
 MOST_LINES = 100_000
@@ -125,7 +131,7 @@ def _decayed_shares(network: BagNetwork) -> Head:
     types = network.config.behavior_types
     weight = np.zeros((types, features_of(network.config)))
     weight[:, log_shares_at(network.config, CONTENT_HALF_LIFE)] = np.eye(types)
-    return Head([(weight, np.zeros(types))], {})
+    return Head([(weight, np.zeros(types))], 0.0, {})
 
 
 def _fit_head(network: BagNetwork, part: Split, space: Space, recipe: ClassicRecipe) -> Head:
@@ -148,16 +154,16 @@ def _fit_head(network: BagNetwork, part: Split, space: Space, recipe: ClassicRec
         )
     most = min(most, MOST_VALIDATION_LINES)
     judge = _lines(network, _drawn(part.validation, most, recipe.seed), space, recipe)
-    # Standardised; a constant feature, and one that only rounding moves, counts nothing.
-    mean = learn.features.mean(axis=0, dtype=np.float64)
-    spread = learn.features.std(axis=0, dtype=np.float64)
-    scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-5)
+    log_shares = network.log_shares.detach().numpy()
+    fit = HEADS[recipe.model_type]
+    head = fit(learn, judge, log_shares, recipe)
+    if recipe.texts is not None:
+        return head
     for lines in (learn, judge):
-        lines.features[...] = (lines.features - mean.astype(np.float32)) * scale.astype(np.float32)
-    head = HEADS[recipe.model_type](learn, judge, network.log_shares.detach().numpy(), recipe)
-    (weight, bias), *rest = head.layers
-    folded = weight * scale
-    return replace(head, layers=[(folded, bias - folded @ mean), *rest])
+        lines.features[:, : text_features_of(network.config)] = 0
+    without = fit(learn, judge, log_shares, recipe)
+    better = head if head.loss < without.loss else without
+    return replace(better, chosen={**better.chosen, "texts": float(better is head)})
 
 
 def _drawn(targets: Targets, most: int, seed: int) -> Targets:

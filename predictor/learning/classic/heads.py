@@ -7,8 +7,8 @@ linear regression, the squared error) on validation lines.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import lightgbm
@@ -23,14 +23,20 @@ from predictor.learning.classic.recipe import ClassicRecipe
 from predictor.learning.measures.metrics import Floats
 from predictor.models.history import Ints
 
-ALPHAS = (10.0, 100.0, 1_000.0, 10_000.0)
+ALPHAS = (100_000.0, 10_000.0, 1_000.0, 100.0, 10.0)
 """Of the ridge that linear regression needs where features depend on one another."""
 
-CS = (1e-4, 1e-3, 1e-2, 1e-1)
+CS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse strength of the logistic regression's ridge, for standardised features."""
 
 ITERATIONS = 200
 """Of its solver at most, for each of CS; every one starts where that before it ended."""
+
+TOLERANCE = 1e-3
+"""Largest gradient at its end."""
+
+LEAST_SPREAD = 1e-5
+"""Standard deviation of a feature that is more than rounding."""
 
 PATIENCE = 3
 """Epochs without a better log loss on validation after which mlp stops."""
@@ -75,7 +81,10 @@ class Head:
 
     layers: Layers
     """(out, in) and (out,) of each, rectifiers between; the last gives scores of the types."""
+    loss: float
+    """On the validation lines; 0 where there are none."""
     chosen: dict[str, float]
+    """By them."""
     trees: str = ""
     """In LightGBM's text format: they add to these scores."""
 
@@ -84,34 +93,74 @@ Fit = Callable[[Lines, Lines, Floats, ClassicRecipe], Head]
 """From training and validation lines and the log shares (types,) of the types."""
 
 
+def standardised(fit: Fit) -> Fit:
+    """Fits on features with mean 0 and variance 1; the head reads them as they are.
+
+    A feature that is constant, or that only rounding moves, counts nothing.
+    """
+
+    def fit_(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
+        mean = learn.features.mean(axis=0, dtype=np.float64)
+        spread = learn.features.std(axis=0, dtype=np.float64)
+        moves = spread > LEAST_SPREAD
+        shift, scale = mean[moves], 1 / spread[moves]
+
+        def scaled(lines: Lines) -> Lines:
+            some = lines.features[:, moves]
+            some -= shift.astype(np.float32)
+            some *= scale.astype(np.float32)
+            return Lines(some, lines.true)
+
+        head = fit(scaled(learn), scaled(judge), log_shares, recipe)
+        (weight, bias), *rest = head.layers
+        folded = np.zeros((len(weight), len(mean)))
+        folded[:, moves] = weight * scale
+        return replace(head, layers=[(folded, bias - folded @ mean), *rest])
+
+    return fit_
+
+
 def linear(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
     """Linear regression on the types' one-hot codes."""
     codes = np.eye(len(log_shares), dtype=np.float32)
-    found = {}
-    for alpha in ALPHAS:
+
+    def fit(alpha: float) -> Head:
         model = Ridge(alpha).fit(learn.features, codes[learn.true])
         layers = [(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))]
-        error = np.square(_scores(layers, judge.features) - codes[judge.true]).sum(axis=1)
-        found[alpha] = layers, error.mean() if len(error) else 0.0
-    alpha = min(found, key=lambda alpha: found[alpha][1])
-    return Head(found[alpha][0], {"alpha": alpha})
+        errors = np.square(scores_of(layers, judge.features) - codes[judge.true]).sum(axis=1)
+        return Head(layers, float(errors.mean()) if len(errors) else 0.0, {"alpha": alpha})
+
+    return _best(map(fit, ALPHAS))
 
 
 def logistic(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
     """Multinomial logistic regression."""
-    model = LogisticRegression(max_iter=ITERATIONS, warm_start=True, tol=1e-3)
-    found = {}
-    for c in CS:
+    model = LogisticRegression(max_iter=ITERATIONS, warm_start=True, tol=TOLERANCE)
+
+    def fit(c: float) -> Head:
         model.set_params(C=c)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(learn.features, learn.true)
-        layers = _of_all_types(
-            [(model.coef_.copy(), model.intercept_.copy())], model.classes_, learn, log_shares
-        )
-        found[c] = layers, _log_loss(_scores(layers, judge.features), judge.true)
-    c = min(found, key=lambda c: found[c][1])
-    return Head(found[c][0], {"C": c})
+        plain = [(model.coef_.copy(), model.intercept_.copy())]
+        layers = _of_all_types(plain, model.classes_, learn, log_shares)
+        return Head(layers, _log_loss(scores_of(layers, judge.features), judge.true), {"C": c})
+
+    return _best(map(fit, CS))
+
+
+def _best(path: Iterable[Head]) -> Head:
+    """The best of settings from stiff to free; behind the first that is worse, none is tried.
+
+    Of equals the first: without validation lines the stiffest.
+    """
+    best: Head | None = None
+    for head in path:
+        if best is not None and head.loss >= best.loss:
+            break
+        best = head
+    assert best is not None
+    return best
 
 
 def mlp(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
@@ -124,7 +173,7 @@ def mlp(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -
         batch_size=int(size), random_state=drawn,
     )  # fmt: skip
     classes = np.unique(learn.true)
-    best: tuple[float, int, Layers] = (np.inf, 0, [])
+    best: Head | None = None
     for epoch in range(1, recipe.epochs + 1):
         model.partial_fit(learn.features, learn.true, classes=classes)
         plain = [
@@ -132,12 +181,13 @@ def mlp(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -
             for weight, bias in zip(model.coefs_, model.intercepts_, strict=True)
         ]
         layers = _of_all_types(plain, classes, learn, log_shares)
-        loss = _log_loss(_scores(layers, judge.features), judge.true)
-        if not best[1] or loss < best[0] or not len(judge.true):
-            best = loss, epoch, layers
-        if epoch - best[1] >= PATIENCE:
+        loss = _log_loss(scores_of(layers, judge.features), judge.true)
+        if best is None or loss < best.loss or not len(judge.true):
+            best = Head(layers, loss, {"epochs": epoch})
+        if epoch - best.chosen["epochs"] >= PATIENCE:
             break
-    return Head(best[2], {"epochs": best[1]})
+    assert best is not None
+    return best
 
 
 def trees(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
@@ -169,15 +219,17 @@ def trees(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe)
     )
     rounds = booster.best_iteration if stop else booster.current_iteration()
     layer = np.zeros((types, learn.features.shape[1])), log_shares
-    return Head([layer], {"rounds": rounds}, booster.model_to_string(num_iteration=rounds))
+    loss = booster.best_score["valid_0"]["multi_logloss"] if stop else 0.0
+    text = booster.model_to_string(num_iteration=rounds)
+    return Head([layer], loss, {"rounds": rounds}, text)
 
 
 HEADS: dict[str, Fit] = {
-    "linear": linear,
-    "logistic": logistic,
-    "mlp": mlp,
+    "linear": standardised(linear),
+    "logistic": standardised(logistic),
+    "mlp": standardised(mlp),
     "lightgbm": trees,
-    "word2vec_logistic": logistic,
+    "word2vec_logistic": standardised(logistic),
 }
 
 
@@ -193,12 +245,13 @@ def _of_all_types(layers: Layers, classes: Ints, learn: Lines, log_shares: Float
     out[0][classes], out[1][classes] = weight, bias
     absent = np.setdiff1d(np.arange(len(log_shares)), classes)
     if len(absent):
-        scores = _scores([*hidden, (weight, bias)], learn.features)
+        scores = scores_of([*hidden, (weight, bias)], learn.features)
         out[1][absent] += logsumexp(scores, axis=1).mean()
     return [*hidden, out]
 
 
-def _scores(layers: Layers, features: Floats) -> NDArray[np.floating]:
+def scores_of(layers: Layers, features: Floats) -> NDArray[np.floating]:
+    """(lines, types) what layers say of features (lines, k)."""
     *hidden, (weight, bias) = layers
     inputs: NDArray[np.floating] = features
     for inner, shift in hidden:

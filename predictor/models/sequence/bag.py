@@ -39,7 +39,7 @@ LATEST = 1
 TEXT_HALF_LIVES = (4.0, 20.0)
 """Of an event, in events, in the means of vectors."""
 
-TYPE_HALF_LIVES = (1.0, 4.0, 16.0, np.inf)
+TYPE_HALF_LIVES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, np.inf)
 """The same in the shares of types."""
 
 GAP_HALF_LIFE = 16.0
@@ -54,11 +54,16 @@ LEAST_SHARE = 1e-6
 """Of a type, before its logarithm."""
 
 
+def text_features_of(config: NetworkConfig) -> int:
+    """How many numbers, the first ones, a Bag makes of the vectors of a history."""
+    means = 1 + len(TEXT_HALF_LIVES)
+    means += config.behavior_types if config.behavior_types <= FEW_TYPES else 0
+    return means * config.dims
+
+
 def features_of(config: NetworkConfig) -> int:
     """How many numbers a Bag makes of a history."""
-    types, dims = config.behavior_types, config.dims
-    means = 1 + len(TEXT_HALF_LIVES) + (types if types <= FEW_TYPES else 0)
-    return means * dims + (2 * len(TYPE_HALF_LIVES) + 1) * types + 5
+    return text_features_of(config) + (2 * len(TYPE_HALF_LIVES) + 1) * config.behavior_types + 5
 
 
 def log_shares_at(config: NetworkConfig, half_life: float) -> slice:
