@@ -1,0 +1,1 @@
+"""Expected demand per item or category for coming periods, for stock planning."""
