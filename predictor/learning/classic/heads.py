@@ -41,7 +41,13 @@ LEAST_SPREAD = 1e-5
 PATIENCE = 3
 """Epochs without a better log loss on validation after which mlp stops."""
 
-MLP = {"alpha": 1e-3, "learning_rate_init": 1e-3, "batch_size": 256}
+PENALTIES = (10.0, 0.1)
+"""Of the weights of mlp, by scikit-learn's measure: divided by the lines of a step."""
+
+STEPS = 60
+"""Of mlp in an epoch, at least, within LINES_A_STEP."""
+
+LINES_A_STEP = (8, 256)
 
 PATIENCE_ROUNDS = 20
 MOST_TREES = 6_000
@@ -165,29 +171,33 @@ def _best(path: Iterable[Head]) -> Head:
 
 def mlp(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
     """A network of one hidden layer, by Adam."""
-    # An object: a number would shuffle every epoch alike.
-    drawn = np.random.RandomState(recipe.seed)
-    size = min(MLP["batch_size"], len(learn.true))
-    model = MLPClassifier(
-        (recipe.hidden,), alpha=MLP["alpha"], learning_rate_init=MLP["learning_rate_init"],
-        batch_size=int(size), random_state=drawn,
-    )  # fmt: skip
     classes = np.unique(learn.true)
-    best: Head | None = None
-    for epoch in range(1, recipe.epochs + 1):
-        model.partial_fit(learn.features, learn.true, classes=classes)
-        plain = [
-            (weight.T.copy(), bias.copy())
-            for weight, bias in zip(model.coefs_, model.intercepts_, strict=True)
-        ]
-        layers = _of_all_types(plain, classes, learn, log_shares)
-        loss = _log_loss(scores_of(layers, judge.features), judge.true)
-        if best is None or loss < best.loss or not len(judge.true):
-            best = Head(layers, loss, {"epochs": epoch})
-        if epoch - best.chosen["epochs"] >= PATIENCE:
-            break
-    assert best is not None
-    return best
+    size = int(np.clip(len(learn.true) // STEPS, *LINES_A_STEP))
+
+    def fit(penalty: float) -> Head:
+        # An object: a number would shuffle every epoch alike.
+        drawn = np.random.RandomState(recipe.seed)
+        model = MLPClassifier(
+            (recipe.hidden,), alpha=penalty, batch_size=min(size, len(learn.true)),
+            random_state=drawn,
+        )  # fmt: skip
+        best: Head | None = None
+        for epoch in range(1, recipe.epochs + 1):
+            model.partial_fit(learn.features, learn.true, classes=classes)
+            plain = [
+                (weight.T.copy(), bias.copy())
+                for weight, bias in zip(model.coefs_, model.intercepts_, strict=True)
+            ]
+            layers = _of_all_types(plain, classes, learn, log_shares)
+            loss = _log_loss(scores_of(layers, judge.features), judge.true)
+            if best is None or loss < best.loss or not len(judge.true):
+                best = Head(layers, loss, {"epochs": epoch, "penalty": penalty})
+            if epoch - best.chosen["epochs"] >= PATIENCE:
+                break
+        assert best is not None
+        return best
+
+    return _best(map(fit, PENALTIES))
 
 
 def trees(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:

@@ -68,7 +68,7 @@ def _layer(weight: Doubles, mean: Doubles) -> AffineLayer:
 def _principal(vectors: Vectors, usual: Doubles) -> tuple[Doubles, Doubles]:
     """Components (dims, cols) and mean (cols,); zero components where the texts are too few."""
     weight, mean = np.zeros_like(usual), np.zeros(usual.shape[1])
-    if len(vectors):
+    if len(vectors) > 1:
         most = min(len(weight), len(vectors))
         fitted = PCA(most, svd_solver="full" if len(vectors) < most * 2 else "covariance_eigh")
         fitted.fit(vectors.astype(np.float64))
