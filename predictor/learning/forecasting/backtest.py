@@ -34,11 +34,11 @@ FEW_SERIES = 10
 
 @dataclass(frozen=True)
 class Backtest:
-    """A chosen method and what it was worth."""
+    """The method that all cuts choose, and what such a choice was worth."""
 
     method: Smoothing
     spread: Spread
-    """From the errors at all cuts."""
+    """Of its errors at all cuts."""
     report: dict[str, Any]
     """`cuts` (how many were measured on), `methods` (metrics by name, the OWN first) and `beats`
     (by simple rule: see `compare`)."""
@@ -82,12 +82,14 @@ def backtest(
     usable = season if season is not None and trials[0] >= 2 * season else None
     seasons = [None] if usable is None else [None, usable]
     candidates = [Smoothing(rate, each) for each in seasons for rate in FORGETTING]
-    truth = true(trials)
-    method = min(candidates, key=lambda each: float(np.abs(at(each, trials) - truth).sum()))
 
-    tried, expected, happened = at(method, trials), at(method, tests), true(tests)
+    def best(cuts: Sequence[int]) -> Smoothing:
+        return min(candidates, key=lambda each: float(np.abs(at(each, cuts) - true(cuts)).sum()))
+
+    tried = best(trials)
+    spread = Spread.of(at(tried, trials), true(trials))
+    expected, happened = at(tried, tests), true(tests)
     changes = np.diff(counts[:, : tests[0]], axis=1) if tests[0] > 1 else np.zeros((len(counts), 0))
-    spread = Spread.of(tried, truth)
     own = measure(expected, happened, changes)
     for coverage in COVERAGES:
         low, high = spread.interval(expected, coverage)
@@ -95,9 +97,11 @@ def backtest(
         own[f"coverage_{coverage * 100:.0f}"] = float(within.mean())
     rules = simple_rules(counts, tests, horizon, season)
     methods = {OWN: own} | {name: measure(made, happened, changes) for name, made in rules.items()}
+    every = [*trials, *tests]
+    chosen = best(every)
     return Backtest(
-        method,
-        Spread.of(np.concatenate([tried, expected]), np.concatenate([truth, happened])),
+        chosen,
+        Spread.of(at(chosen, every), true(every)),
         {
             "cuts": len(tests),
             "methods": methods,

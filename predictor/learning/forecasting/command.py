@@ -135,7 +135,7 @@ def show(result: dict[str, Any]) -> str:
         *result["notes"],
         f"each period weighs {result['forgetting']:.0%} less than the one after it{season}",
         "",
-        text_table(f"Forecasts at {result['cuts']} earlier instants", _METRICS, result["methods"]),
+        text_table(f"Forecasts at earlier instants: {result['cuts']}", _METRICS, result["methods"]),
         "",
     ]
     lines.append("Gains over the simple rules, with 95 % intervals over series")

@@ -58,7 +58,7 @@ def demand_of(
     found = calendar(columns.timestamp, period)
     if not len(found):
         raise InvalidArgumentError(
-            f"the events cover no whole {period.name}: take shorter periods",
+            f"the events cover no whole period ({period.name}): take shorter ones",
             reason="TOO_FEW_PERIODS",
             field="period",
         )

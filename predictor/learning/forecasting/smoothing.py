@@ -12,7 +12,6 @@ series, chosen on held-back periods: a number for each would follow noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize  # type: ignore[import-untyped]
@@ -137,25 +136,20 @@ class Spread:
 
     def interval(self, expected: Floats, coverage: float) -> tuple[Floats, Floats]:
         """Ends (..., horizon) between which a count lies with this probability, or more."""
-        shape = expected.shape
-        # Three digits of a mean are enough, and leave few different ones.
-        digits = 10 ** (np.floor(np.log10(np.maximum(expected, 1e-12))) - 2)
-        mean, step = np.round(expected / digits) * digits, np.arange(shape[-1])
-        cases, place = np.unique(
-            np.stack([np.broadcast_to(step, shape).ravel(), mean.ravel()]), axis=1,
-            return_inverse=True,
-        )  # fmt: skip
-        at = cases[0].astype(np.int64)
-        size, share = _binomial(cases[1], np.array(self.noise)[at], np.array(self.change)[at])
-        ends = [
-            np.where(cases[1] > 0, np.maximum(nbinom.ppf(quantile, size, share), 0), 0)
-            for quantile in (0.5 - coverage / 2, 0.5 + coverage / 2)
-        ]
-        low, high = (end[place].reshape(shape) for end in ends)
+        low, high = np.zeros_like(expected), np.zeros_like(expected)
+        for step, (noise, change) in enumerate(zip(self.noise, self.change, strict=True)):
+            mean = expected[..., step]
+            # Three digits of a mean are enough, and leave few different ones.
+            digits = 10 ** (np.floor(np.log10(np.maximum(mean, 1e-12))) - 2)
+            means, place = np.unique(np.round(mean / digits) * digits, return_inverse=True)
+            size, share = _binomial(means, noise, change)
+            for ends, quantile in ((low, 0.5 - coverage / 2), (high, 0.5 + coverage / 2)):
+                counts = np.maximum(nbinom.ppf(quantile, size, share), 0)
+                ends[..., step] = np.where(means > 0, counts, 0)[place].reshape(mean.shape)
         return low, high
 
 
-def _binomial(mean: Floats, noise: Any, change: Any) -> tuple[Floats, Floats]:
+def _binomial(mean: Floats, noise: float, change: float) -> tuple[Floats, Floats]:
     """scipy's two numbers of a negative binomial distribution."""
     mean = np.maximum(mean, 1e-12)
     beyond = np.maximum(noise - 1 + change * mean, 1e-6)  # of the variance, beyond Poisson's
