@@ -21,8 +21,10 @@ from foretell.errors import ForetellError, InvalidArgumentError
 from predictor.database import open_database
 from predictor.learning import comparing, leaks, training
 from predictor.learning.classic.recipe import CLASSIC, FEATURES
+from predictor.learning.forecasting.command import add_forecast
 from predictor.learning.measures import comparison
 from predictor.learning.options import add_data, dataset_of, positive, protocol_of
+from predictor.learning.reports.data_report import data_report
 from predictor.learning.search.command import add_search
 from predictor.learning.sequence import config_file
 from predictor.learning.sources import Dataset
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     comparing.add(commands)
     _add_register(commands)
+    add_forecast(commands)
     add_search(commands)
     return parser
 
@@ -122,8 +125,8 @@ def _add_evaluate(commands: Commands) -> None:
         "evaluate", help="measure a version beside the baselines", description=evaluate.__doc__
     )
     command.add_argument("version", type=Path, metavar="MODEL_DIR", help="a version directory")
-    command.add_argument("--out", type=Path, metavar="DIR", help="write pictures there: confusion "
-                         "matrix, ROC, calibration, recall by popularity, ...")  # fmt: skip
+    command.add_argument("--out", type=Path, metavar="DIR", help="write the data report there, and "
+                         "pictures: confusion matrix, ROC, calibration, ...")  # fmt: skip
     add_data(command)
     command.set_defaults(run=evaluate, show=comparison.tables)
 
@@ -196,6 +199,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         described = training.describe(part, protocol, exclude_history=exclude)
         if options.out is not None:
             _draw(options.out, measured, dataset)
+            if report := data_report(dataset, protocol):
+                (options.out / "data_report.md").write_text(report, encoding="utf-8")
     return {"version": version.config.version, "protocol": described, **measured.report}
 
 

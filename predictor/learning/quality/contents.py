@@ -172,7 +172,7 @@ def spelling_variants(columns: EventColumns) -> Finding | None:
         f"{counted(int(some.sum()), len(columns), 'events')}",
         "kept as types of their own: only you know; the same must be sent to the service",
         some,
-        examples=examples[:EXAMPLES],
+        examples=tuple(examples[:EXAMPLES]),
     )
 
 
@@ -197,10 +197,10 @@ def of_items(columns: EventColumns, items: Sequence[Item] | None) -> list[Findin
                 f"{counted(len(silent), len(items), 'items')} have no text",
                 "kept: known by their events alone, and by nothing while they have none",
                 _events_of(columns, silent),
-                examples=[item.id for item in items if item.id in silent][:EXAMPLES],
+                examples=tuple(item.id for item in items if not item.text)[:EXAMPLES],
             )
         )
-    if used and (unseen := [item.id for item in items if item.id not in used]):
+    if used and (unseen := tuple(item.id for item in items if item.id not in used)):
         found.append(
             Finding(
                 "items_without_events",

@@ -1,17 +1,17 @@
 """Times that cannot be true, and users who do what no person does: bursts and bots.
 
-The rules go by the set's own spread, robustly, and by what a person can do. Sources: Tukey, 1977
-("Exploratory data analysis"), whose outer fence lies three quartile ranges above the upper
-quartile; Iglewicz and Hoaglin, 1993 ("How to detect and handle outliers"), who call a value an
-outlier whose modified z-score is above 3.5; Gianvecchio et al., 2008 ("Measurement and
-classification of humans and bots in internet chat") and Chu et al., 2012 ("Detecting automation
-of Twitter accounts"), who tell programs by the regularity of their gaps. People's gaps are bursty
-(Goh and Barabási, 2008).
+The rules go by the set's own spread, robustly, and by what a person can do. An outlier is what
+Iglewicz and Hoaglin, 1993 ("How to detect and handle outliers") call one: a modified z-score (from
+median and median deviation) above 3.5, here of logarithms, for sizes and rates are skewed.
+Programs show by equal gaps (Gianvecchio et al., 2008, "Measurement and classification of humans
+and bots in internet chat"; Chu et al., 2012, "Detecting automation of Twitter accounts"), where
+people's are bursty (Goh and Barabási, 2008).
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foretell.importing import EventColumns
 from predictor.learning.quality.findings import (
@@ -24,6 +24,8 @@ from predictor.learning.quality.findings import (
 )
 from predictor.models.history import MICROSECONDS, Ints
 
+Floats = NDArray[np.float64]
+
 MINUTE = 60 * MICROSECONDS
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
@@ -35,25 +37,23 @@ BURST_EVENTS = 100
 """Of a user in one second, at least: more than a person does."""
 
 FEW_BASKETS = 20
-"""Below this many the sizes of baskets have no quartiles to speak of."""
+"""Below this many the sizes of baskets have no spread to speak of."""
 
 BOT_ACTIONS = 2_000
-"""On one day, at least: an action every half minute for 16 hours."""
+"""On one day, at least: an action every half minute for 16 hours. The busiest person of MovieLens
+small has 1,336."""
 
 OUTLIER = 3.5
-"""Modified z-score of the logarithm of a user's busiest day (Iglewicz and Hoaglin)."""
+"""Modified z-score."""
 
 REGULAR_GAPS = 50
 """That a user must have to be called regular."""
 
 REGULAR_SHARE = 0.75
-"""Of the gaps within REGULAR_WIDTH of their median: in MovieLens and The Complete Journey nobody
-has more than 0.19, gaps of a week aside."""
+"""Of the gaps within REGULAR_WIDTH of their median, which is no whole number of days: a person's
+day and week are regular, too."""
 
 REGULAR_WIDTH = 0.05
-
-PEOPLES_RHYTHM = 12 * HOUR
-"""Gaps of this length and more: a person's day and week are regular, too."""
 
 CLAIMS_ORDER = 0.05
 """Share of the rows that may come before their user's row above in a file that claims order; in
@@ -144,7 +144,10 @@ def bursts(columns: EventColumns) -> Finding | None:
     _, second, size = np.unique(
         pairs(columns.user, times // MICROSECONDS), return_inverse=True, return_counts=True
     )
-    large = size >= max(BURST_EVENTS, _outer_fence(size[size > 1]))
+    baskets = np.log(size[size > 1])
+    large = size >= BURST_EVENTS
+    if len(baskets) >= FEW_BASKETS:
+        large &= _outliers(np.log(size), baskets)
     some: Mask = large[second]
     if not some.any():
         return None
@@ -160,13 +163,12 @@ def bursts(columns: EventColumns) -> Finding | None:
     )
 
 
-def _outer_fence(sizes: Ints) -> float:
-    """Of the logarithms: baskets' sizes are skewed. Nothing to go by: 0."""
-    if len(sizes) < FEW_BASKETS:
-        return 0.0
-    low, high = np.quantile(np.log(sizes), [0.25, 0.75])
-    # Just above, so that a size on the fence is inside it.
-    return float(np.exp(high + 3 * (high - low))) + 1e-6
+def _outliers(values: Floats, among: Floats) -> Mask:
+    """Which values are far above; where more than half of `among` are alike, all above these."""
+    median = np.median(among)
+    deviation = np.median(np.abs(among - median))
+    above: Mask = 0.6745 * (values - median) > OUTLIER * deviation
+    return above
 
 
 def bots(columns: EventColumns) -> Finding | None:
@@ -205,10 +207,7 @@ def _too_busy(user: Ints, second: Ints, users: int) -> Mask:
     busiest = np.zeros(users, np.int64)
     np.maximum.at(busiest, user[first], actions)
     logs = np.log(np.maximum(busiest, 1))
-    away = logs - np.median(logs[busiest > 0])
-    spread = np.median(np.abs(away[busiest > 0]))
-    # Where more than half of the users are alike, every other one is an outlier.
-    busy: Mask = (busiest >= BOT_ACTIONS) & (0.6745 * away > OUTLIER * spread)
+    busy: Mask = (busiest >= BOT_ACTIONS) & _outliers(logs, logs[busiest > 0])
     return busy
 
 
@@ -226,6 +225,7 @@ def _too_regular(user: Ints, second: Ints, users: int, unit: int) -> Mask:
     alike = np.bincount(owner[near], minlength=users)
     # Below one unit of the clock, the width would call equal what the clock cannot tell apart.
     readable = REGULAR_WIDTH * median * MICROSECONDS >= max(unit, MICROSECONDS)
-    human = median * MICROSECONDS >= PEOPLES_RHYTHM
+    day = DAY // MICROSECONDS
+    human = np.abs(median - np.round(median / day) * day) <= REGULAR_WIDTH * median
     regular: Mask = (count >= REGULAR_GAPS) & (alike >= REGULAR_SHARE * count) & readable & ~human
     return regular
