@@ -51,6 +51,8 @@ def add_data(command: argparse.ArgumentParser) -> None:
                        "this command; with --store the predictor's own")  # fmt: skip
     texts.add_argument("--encoder", metavar="NAME", help="of that one: a Hugging Face id or a "
                        "folder (default: the embedded MiniLM)")  # fmt: skip
+    texts.add_argument("--pooling", choices=sources.POOLINGS, help="of that one: how token vectors "
+                       "become one (default: what the encoder says, else mean)")  # fmt: skip
     texts.add_argument("--cache-dir", type=Path, default=sources.CACHE_DIR, metavar="DIR",
                        help="where that one keeps vectors (default: %(default)s)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -103,7 +105,9 @@ def dataset_of(options: argparse.Namespace) -> Iterator[Dataset]:
     if options.events:
         source = sources.read_files(options.events, options.items, options.targets, progress=True)
         source = source.inspected(clean=options.clean, progress=True)
-    with sources.embedder(options.embedder, options.cache_dir, options.encoder) as client:
+    with sources.embedder(
+        options.embedder, options.cache_dir, options.encoder, options.pooling
+    ) as client:
         if source is None:
             source = _store(options, client).inspected(clean=options.clean, progress=True)
         dataset = sources.with_vectors(source, client, progress=True)

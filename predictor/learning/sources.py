@@ -46,6 +46,9 @@ CACHE_DIR = Path("~/.cache/foretell")
 CATEGORY = "category"
 """Attribute of items by which pictures are coloured."""
 
+POOLINGS = ("mean", "cls", "last_token")
+"""Of an embedder: the mean of the tokens' vectors, or that of the first or the last one."""
+
 EMBED_TEXTS = 512
 """Texts in one call: a progress bar moves, and the answer stays far below the message limit."""
 
@@ -251,28 +254,34 @@ def _read_events(path: Path) -> tuple[EventColumns, int]:
 
 
 @contextlib.contextmanager
-def embedder(address: str | None, cache_dir: Path, encoder: str | None) -> Iterator[Client]:
+def embedder(
+    address: str | None, cache_dir: Path, encoder: str | None, pooling: str | None = None
+) -> Iterator[Client]:
     """A client of the embedder at `address`; without one, of an embedder started for the block.
 
     The one that is started only encodes, and keeps vectors under `cache_dir`.
 
     Raises:
         FailedPreconditionError: it cannot be started.
-        InvalidArgumentError: an encoder is given for an embedder that runs already.
+        InvalidArgumentError: an encoder or pooling is given for an embedder that runs already.
     """
+    asked = {"encoder": encoder, "pooling": pooling}
     if address:
-        if encoder:
-            raise InvalidArgumentError(
-                "--encoder goes with an embedder that training starts itself, not with --embedder",
-                field="encoder",
-            )
+        for field, value in asked.items():
+            if value:
+                raise InvalidArgumentError(
+                    f"--{field} goes with an embedder that training starts itself, "
+                    "not with --embedder",
+                    field=field,
+                )
         with Client(address) as client:
             yield client
         return
     cache = cache_dir.expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     arguments = ["--port", "0", "--cache-dir", str(cache)]
-    arguments += ["--encoder", encoder] if encoder else []
+    for field, value in asked.items():
+        arguments += [f"--{field}", value] if value else []
     with contextlib.ExitStack() as stack:
         try:
             service = stack.enter_context(

@@ -115,6 +115,21 @@ def test_an_encoder_needs_an_embedder_of_ones_own(tmp_path: Path) -> None:
         sources.embedder("127.0.0.1:1", tmp_path, "bert"),
     ):
         pass
+    with (
+        pytest.raises(InvalidArgumentError, match="--pooling"),
+        sources.embedder("127.0.0.1:1", tmp_path, None, "cls"),
+    ):
+        pass
+
+
+def test_vectors_by_the_first_token_are_others(tmp_path: Path) -> None:
+    with sources.embedder(None, tmp_path, None, "cls") as client:
+        info = client.embedder_info()
+        first = sources.encode(["green tea"], info.cols, client)
+    with sources.embedder(None, tmp_path, None) as client:
+        mean = sources.encode(["green tea"], info.cols, client)
+    assert info.pooling == "cls"
+    assert np.abs(first - mean).max() > 0.01
 
 
 def test_an_embedder_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None:
