@@ -1,0 +1,212 @@
+"""A search from data to a configuration file that trains, on small data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foretell.errors import InvalidArgumentError
+from foretell.importing import EventColumns
+from predictor.learning import commands, training
+from predictor.learning.data import to_events
+from predictor.learning.search.results import table
+from predictor.learning.search.searching import Plan, search
+from predictor.learning.sequence import config_file
+from predictor.learning.sequence.recipe import FitConfig
+from predictor.learning.sources import Dataset
+from predictor.models.version import EncoderConfig
+
+PNG = b"\x89PNG"
+TINY = FitConfig(model_type="gru", dims=8, hidden=8, layers=1, epochs=1, batch_contexts=64)
+PLAN = Plan(trials=2, folds=2, tune=("learning_rate", "dropout"))
+
+
+def dataset(*, items: int = 12, types: int = 3, users: int = 30, times: bool = True) -> Dataset:
+    """Users who go through types in a circle, with items at random; without texts."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(users), 10)
+    step = np.tile(np.arange(10), users)
+    item = rng.integers(items, size=len(user)) if items else np.full(len(user), -1)
+    none = np.full(len(user), -1)
+    columns = EventColumns(
+        [f"u{n}" for n in range(users)], [f"t{n}" for n in range(types)],
+        [f"i{n}" for n in range(items)], [], user, (user + step) % types, item, none,
+        (1_700_000_000 + step * 86_400 + user) * 1_000_000 if times else None,
+    )  # fmt: skip
+    vectors = np.zeros((items, 4), np.float32)
+    encoder = EncoderConfig(name="none", pooling="mean", cols=4)
+    lineage: dict[str, str | int] = {"events": "made", "seed": 0}
+    return Dataset(to_events(columns), vectors, vectors[:0], encoder, None, lineage, [""] * items)
+
+
+def test_the_best_setting_is_a_file_that_train_takes(tmp_path: Path) -> None:
+    data, out = dataset(), tmp_path / "found"
+    plan = replace(PLAN, models=("gru", "lstm"), trials=4)
+    result = search(data, out, plan=plan, fixed=TINY, command="python -m predictor search ...")
+    assert result == json.loads((out / "search.json").read_text())
+    assert [trial["trial"] for trial in result["trials"]] == [1, 2, 3, 4]
+    assert {trial["settings"]["model_type"] for trial in result["trials"]} == {"gru", "lstm"}
+    for trial in result["trials"]:
+        assert trial["mean"] == pytest.approx(np.mean(trial["folds"]), abs=1e-12)
+        assert trial["spread"] == pytest.approx(np.std(trial["folds"], ddof=1), abs=1e-12)
+        assert trial["epochs"] == [1, 1]
+    best = max(result["trials"], key=lambda trial: trial["mean"])
+    assert result["best"] == best
+    config = config_file.read(out / "best.toml")
+    assert config == replace(TINY, **best["settings"])
+    comment = (out / "best.toml").read_text()
+    assert f"# ndcg_at_10 {best['mean']:.4f} +- {best['spread']:.4f}" in comment
+    assert "# found by: python -m predictor search ..." in comment
+    names = {path.name for path in (out / "plots").iterdir()}
+    assert names == {"history.png", "slices.png", "folds.png", "importances.png"}
+    assert all(path.read_bytes().startswith(PNG) for path in (out / "plots").iterdir())
+    shown = table(result)
+    assert f"trial{best['trial']:>28}" in shown
+    # The last fold is the division of train: it comes to the same score.
+    training.train(data, tmp_path / "v", config=config, parts=False)
+    curve = json.loads((tmp_path / "v" / "history.json").read_text())
+    assert [epoch["score"] for epoch in curve] == best["folds"][-1:]
+
+
+def test_nothing_of_the_test_part_is_looked_at(tmp_path: Path) -> None:
+    data = dataset()
+    cut = np.sort(data.events.timestamp)[int(len(data.events) * 0.8)]
+    item = np.where(data.events.timestamp >= cut, 3, data.events.item)
+    other = replace(data, events=replace(data.events, item=item))
+    results = [
+        search(one, tmp_path / name, plan=PLAN, fixed=TINY)
+        for name, one in (("a", data), ("b", other))
+    ]
+    for result in results:
+        for trial in result["trials"]:
+            del trial["seconds"]
+    assert results[0]["trials"] == results[1]["trials"]
+
+
+def test_types_alone_are_measured_by_log_loss(tmp_path: Path) -> None:
+    data = dataset(items=0, times=False)
+    result = search(data, tmp_path / "s", plan=replace(PLAN, sampler="random"), fixed=TINY)
+    assert (result["metric"], result["better"]) == ("type_log_loss", "lower")
+    assert result["folds_by"] == "user"
+    means = [trial["mean"] for trial in result["trials"]]
+    assert result["best"]["mean"] == min(means) > 0
+
+
+def test_settings_that_do_not_fit_together_are_passed_over(tmp_path: Path) -> None:
+    fixed = replace(TINY, model_type="transformer", dims=128, hidden=None, heads=128)
+    plan = replace(PLAN, tune=("hidden",), sampler="random", trials=4)
+    result = search(dataset(), tmp_path / "s", plan=plan, fixed=fixed)
+    fits = [trial["settings"]["hidden"] % 128 == 0 for trial in result["trials"]]
+    assert [trial["state"] == "complete" for trial in result["trials"]] == fits
+    assert not all(fits)
+    why = next(trial["why"] for trial in result["trials"] if trial["state"] == "pruned")
+    assert why.startswith("128 heads cannot share ")
+
+
+def test_a_hopeless_trial_is_pruned(tmp_path: Path) -> None:
+    """After five whole ones, by the epochs of its first fold."""
+    plan = replace(PLAN, trials=8, tune=("learning_rate",), sampler="random")
+    data, out = dataset(items=0, types=3), tmp_path / "s"
+    result = search(data, out, plan=plan, fixed=replace(TINY, epochs=3))
+    pruned = [trial for trial in result["trials"] if trial["state"] == "pruned"]
+    assert pruned
+    assert all(trial["trial"] > 5 and len(trial["folds"]) < 2 for trial in pruned)
+    assert result["best"]["state"] == "complete"
+
+
+def test_a_budget_ends_it_and_more_trials_continue_it(tmp_path: Path) -> None:
+    data, out = dataset(), tmp_path / "s"
+    first = search(data, out, plan=replace(PLAN, trials=50, budget_s=0.01), fixed=TINY)
+    assert len(first["trials"]) == 1
+    second = search(data, out, plan=replace(PLAN, trials=2), fixed=TINY)
+    assert second["trials"][:1] == first["trials"]
+    assert len(second["trials"]) == 2
+    with pytest.raises(InvalidArgumentError, match="another folds_by and folds"):
+        search(data, out, plan=replace(PLAN, folds_by="user"), fixed=TINY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed", "said"),
+    [
+        ({"tune": ("droput",)}, TINY, "'droput' is none of the settings"),
+        ({"tune": ("terms",)}, TINY, "terms has no effect on this data"),
+        ({"tune": ()}, TINY, "decides everything"),
+        ({}, replace(TINY, towers=3), "3 towers cannot share"),
+        ({}, replace(TINY, model_type="logistic"), "no sequence model"),
+        ({"folds": 200}, TINY, "do not give 200 folds"),
+        ({"folds": 1, "folds_by": "user"}, TINY, "two folds at least"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_and_writes_nothing(
+    tmp_path: Path, changes: dict[str, Any], fixed: FitConfig, said: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        search(dataset(), tmp_path / "s", plan=replace(PLAN, **changes), fixed=fixed)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture
+def command(tmp_path: Path, embedder_address: str) -> list[str]:
+    path = tmp_path / "events.csv"
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user_id", "behavior_type", "item_id", "timestamp"])
+        for user in range(100):
+            for step in range(8):
+                row = (f"u{user}", "ab"[step % 2], f"i{rng.integers(20)}", step * 1000 + user)
+                writer.writerow(row)
+    config = tmp_path / "fixed.toml"
+    config.write_text(config_file.text(replace(TINY, epochs=4, batch_contexts=32), ""))
+    arguments = ["search", "--events", str(path), "--embedder", embedder_address, "--trials", "3"]
+    return [*arguments, "--folds", "2", "--tune", "dropout", "--config", str(config), "--json"]
+
+
+def start(command: Sequence[str], until: str) -> subprocess.Popen[str]:
+    """Starts the command, and comes back in the middle of a trial."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "predictor", *command], stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:  # a bar's lines end where it is drawn anew
+        if line.startswith(until) and "/8 [" in line and " 0/8 [" not in line:
+            return process
+    raise AssertionError(f"no {until}")
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.main([*command, "--out", str(tmp_path / "whole")]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    command += ["--out", str(tmp_path / "killed")]
+    with start(command, "trial 2/3") as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "interrupted: 1 of 3 trials are kept in" in err
+        assert "the same command continues" in err
+    with start(command, "trial 3/3") as process:
+        process.kill()
+        process.communicate(timeout=30)
+    kept = json.loads((tmp_path / "killed" / "search.json").read_text())
+    assert len(kept["trials"]) == 2
+    assert commands.main(command) == 0
+    again = json.loads(capsys.readouterr().out)
+    for result in (whole, again):
+        for trial in result["trials"]:
+            del trial["seconds"]
+    assert len(again["trials"]) == 3
+    assert again["trials"] == whole["trials"]
