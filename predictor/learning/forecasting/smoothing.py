@@ -30,6 +30,8 @@ PROFILE_EVENTS = 50.0
 SPREAD_FORECASTS = 20_000
 """Of which a spread is estimated, at most, for each step: two numbers need no more."""
 
+NEW_CUTS = 8
+"""Latest instants at which series without events are looked at."""
 NEW_ITEMS = 20.0
 """Weight of all series in the rate of a group's new ones, in new ones."""
 
@@ -90,14 +92,14 @@ class Smoothing:
 def _expected_new(counts: Floats, days: Floats, groups: Ints, new: Mask) -> Floats:
     """(new, horizon) events of series without any yet: what those without any brought before.
 
-    Per group, from each period among the latest ones on, as many of them as the horizon has; shrunk
-    to what all groups brought. 0 where there were none.
+    Per group, at each of the latest NEW_CUTS: all that had none before it, and what they brought
+    within the horizon; shrunk to what all groups brought. 0 where there were none.
     """
     periods = counts.shape[1]
     horizon = len(days) - periods
     size = int(groups.max(initial=-1)) + 1
     events, exposure = np.zeros(size), np.zeros(size)
-    for begin in range(max(1, periods - 2 * horizon + 1), periods - horizon + 1):
+    for begin in range(max(1, periods - horizon - NEW_CUTS + 1), periods - horizon + 1):
         then = counts[:, :begin].sum(axis=1) == 0
         brought = counts[then, begin : begin + horizon].sum(axis=1)
         events += np.bincount(groups[then], brought, size)
