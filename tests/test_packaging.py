@@ -36,6 +36,7 @@ def test_services_wheel_holds_the_services_and_what_they_read(wheels: dict[str, 
     files = names(wheels["foretell_services"])
     assert {"embedder/__main__.py", "predictor/__main__.py", "serving/server.py"} <= files
     assert "serving/demo/report.html.j2" in files
+    assert "predictor/learning/reports/comparison.html.j2" in files
     assert not [name for name in files if name.startswith(("foretell/", "tests/", "client/"))]
 
 
