@@ -254,6 +254,24 @@ def test_copies_are_told_apart_and_found_equal(
         assert told == {"value": 0, "low": 0, "high": 0, "p": 1, "p_holm": 1}
 
 
+def test_the_first_version_says_whether_repeats_count(
+    world: World, learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = model_dir.load(learned)
+    other = {"allowed": "excluded", "excluded": "allowed"}[version.config.repeats]
+    config = version.config.model_copy(update={"version": "other", "repeats": other})
+    model_dir.write(world.folder / "other", replace(version, config=config), "", {})
+    measured = []
+    for pair in ((learned, world.folder / "other"), (world.folder / "other", learned)):
+        assert world.compare(*pair, "--json") == 0
+        report = json.loads(capsys.readouterr().out)
+        methods = report["items"]["methods"]
+        assert methods["learned"] == methods["other"]
+        measured.append((report["protocol"]["history_filtered"], methods["learned"]))
+    assert measured[0][0] is not measured[1][0]
+    assert measured[0][1] != measured[1][1]
+
+
 def test_a_version_that_knows_the_test_part_is_refused(
     world: World, learned: Path, longer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
