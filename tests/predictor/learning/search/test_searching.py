@@ -79,28 +79,23 @@ def test_the_best_setting_is_a_file_that_train_takes(tmp_path: Path) -> None:
     assert [epoch["score"] for epoch in curve] == best["folds"][-1:]
 
 
-def test_nothing_of_the_test_part_is_looked_at(tmp_path: Path) -> None:
+def test_more_trials_continue_a_search_and_the_test_part_changes_nothing(tmp_path: Path) -> None:
     data = dataset()
+    first = search(data, tmp_path / "a", plan=replace(PLAN, budget_s=0.01), fixed=TINY)
+    assert len(first["trials"]) == 1  # one is begun, however little time there is
+    second = search(data, tmp_path / "a", plan=PLAN, fixed=TINY)
+    assert second["trials"][:1] == first["trials"]
     cut = np.sort(data.events.timestamp)[int(len(data.events) * 0.8)]
     item = np.where(data.events.timestamp >= cut, 3, data.events.item)
     other = replace(data, events=replace(data.events, item=item))
-    results = [
-        search(one, tmp_path / name, plan=PLAN, fixed=TINY)
-        for name, one in (("a", data), ("b", other))
-    ]
-    for result in results:
-        for trial in result["trials"]:
-            del trial["seconds"]
-    assert results[0]["trials"] == results[1]["trials"]
+    again = search(other, tmp_path / "b", plan=PLAN, fixed=TINY)
+    assert without_seconds(again) == without_seconds(second)
+    with pytest.raises(InvalidArgumentError, match="another folds_by and folds"):
+        search(data, tmp_path / "a", plan=replace(PLAN, folds_by="user"), fixed=TINY)
 
 
-def test_types_alone_are_measured_by_log_loss(tmp_path: Path) -> None:
-    data = dataset(items=0, times=False)
-    result = search(data, tmp_path / "s", plan=replace(PLAN, sampler="random"), fixed=TINY)
-    assert (result["metric"], result["better"]) == ("type_log_loss", "lower")
-    assert result["folds_by"] == "user"
-    means = [trial["mean"] for trial in result["trials"]]
-    assert result["best"]["mean"] == min(means) > 0
+def without_seconds(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**trial, "seconds": None} for trial in result["trials"]]
 
 
 def test_settings_that_do_not_fit_together_are_passed_over(tmp_path: Path) -> None:
@@ -114,26 +109,20 @@ def test_settings_that_do_not_fit_together_are_passed_over(tmp_path: Path) -> No
     assert why.startswith("128 heads cannot share ")
 
 
-def test_a_hopeless_trial_is_pruned(tmp_path: Path) -> None:
+def test_types_alone_are_measured_by_log_loss_and_a_hopeless_trial_is_pruned(
+    tmp_path: Path,
+) -> None:
     """After five whole ones, by the epochs of its first fold."""
+    data = dataset(items=0, times=False)
     plan = replace(PLAN, trials=8, tune=("learning_rate",), sampler="random")
-    data, out = dataset(items=0, types=3), tmp_path / "s"
-    result = search(data, out, plan=plan, fixed=replace(TINY, epochs=3))
+    result = search(data, tmp_path / "s", plan=plan, fixed=replace(TINY, epochs=3))
+    assert (result["metric"], result["better"]) == ("type_log_loss", "lower")
+    assert result["folds_by"] == "user"
+    whole = [trial for trial in result["trials"] if trial["state"] == "complete"]
     pruned = [trial for trial in result["trials"] if trial["state"] == "pruned"]
+    assert result["best"]["mean"] == min(trial["mean"] for trial in whole) > 0
     assert pruned
     assert all(trial["trial"] > 5 and len(trial["folds"]) < 2 for trial in pruned)
-    assert result["best"]["state"] == "complete"
-
-
-def test_a_budget_ends_it_and_more_trials_continue_it(tmp_path: Path) -> None:
-    data, out = dataset(), tmp_path / "s"
-    first = search(data, out, plan=replace(PLAN, trials=50, budget_s=0.01), fixed=TINY)
-    assert len(first["trials"]) == 1
-    second = search(data, out, plan=replace(PLAN, trials=2), fixed=TINY)
-    assert second["trials"][:1] == first["trials"]
-    assert len(second["trials"]) == 2
-    with pytest.raises(InvalidArgumentError, match="another folds_by and folds"):
-        search(data, out, plan=replace(PLAN, folds_by="user"), fixed=TINY)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +194,5 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     assert len(kept["trials"]) == 2
     assert commands.main(command) == 0
     again = json.loads(capsys.readouterr().out)
-    for result in (whole, again):
-        for trial in result["trials"]:
-            del trial["seconds"]
     assert len(again["trials"]) == 3
-    assert again["trials"] == whole["trials"]
+    assert without_seconds(again) == without_seconds(whole)
