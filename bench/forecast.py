@@ -1,7 +1,8 @@
 """Expected demand beside simple rules, on the held-back weeks and days of The Complete Journey.
 
-Forecasts are made at eight instants near the end of the year, each from what was before it; the
-method is chosen at the eight before them (predictor/learning/forecasting/backtest.py). LEVEL is
+Forecasts are made at eight instants near the end of the year, a week apart, each from what was
+before it; the method is chosen at the eight before them (predictor.learning.forecasting.backtest).
+LEVEL is
 
 - department_week, category_week: all departments, all categories, four weeks ahead
 - item_week: the 2,000 products most bought before the first of the instants, four weeks ahead

@@ -67,7 +67,9 @@ def backtest(
             reason="TOO_FEW_PERIODS",
             field="period",
         )
-    cuts = range(1, periods - horizon + 1)
+    # A horizon apart, unless the first would then lie in the first half of the periods.
+    step = max(1, min(horizon, periods // 2 // (2 * CUTS)))
+    cuts = range(periods - horizon, 0, -step)[::-1]
     tests = cuts[-min(CUTS, (len(cuts) + 1) // 2) :]
     trials = cuts[: -len(tests)][-CUTS:]
 
