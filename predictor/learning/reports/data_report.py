@@ -122,7 +122,8 @@ def _cleaning(inspection: Inspection, changes: Changes | None) -> str:
         f"{changes.histories_changed:,} more have a shorter history. The cleaned data are divided "
         f"anew, into {changes.contexts_after:,} targets: figures of a version that was trained on "
         "them are comparable with others on the same cleaned data alone. `evaluate` without "
-        "--clean measures it on the data as they are."
+        "--clean measures it on the data as they are; with --test-from, behind all that the "
+        "version has seen, since a division by shares may lie elsewhere."
     )
 
 
