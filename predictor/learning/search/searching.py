@@ -150,34 +150,47 @@ def _run(
     )  # fmt: skip
     setup = json.loads(json.dumps(setup))  # as it is read again
     study.claim(setup)
-    begin = time.monotonic()
     try:
-        while (done := len(study.finished)) < plan.trials:
-            if plan.budget_s is not None and time.monotonic() - begin >= plan.budget_s:
-                break
-            label = f"trial {done + 1}/{plan.trials}"
-            _try(study, job, label, progress=progress)
-            _write(study, job, out, setup, command)
-            if progress:
-                sys.stderr.write(f"{label}  {_line(results.found(study.finished))}\n")
+        _run_trials(study, job, out, plan, setup, command, progress=progress)
+        found = results.found(study.finished)
+        report = _write(study, job, out, setup, command)
+        if found.best is not None:
+            _draw(out / "plots", study, found, setup["folds"], job.space)
+            return report
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"{len(study.finished)} of {plan.trials} trials are kept in {out}: the same command "
             "continues"
         ) from None
-    found = results.found(study.finished)
-    report = _write(study, job, out, setup, command)
-    if found.best is None:
-        why = next((row.why for row in found.rows if row.why), "there was no time for any")
-        raise InvalidArgumentError(f"no trial was finished: {why}", reason="NO_TRIAL", field="out")
-    (out / "plots").mkdir(exist_ok=True)
-    for name, png in pictures.draw(found, setup["folds"], study.importances(), job.space).items():
-        _replace(out / "plots" / name, png)
-    return report
+    why = next((row.why for row in found.rows if row.why), "there was no time for any")
+    raise InvalidArgumentError(f"no trial was finished: {why}", reason="NO_TRIAL", field="out")
+
+
+def _run_trials(
+    study: Study, job: Job, out: Path, plan: Plan, setup: dict[str, Any], command: str, *,
+    progress: bool,
+) -> None:  # fmt: skip
+    begin = time.monotonic()
+    while (done := len(study.finished)) < plan.trials:
+        if plan.budget_s is not None and time.monotonic() - begin >= plan.budget_s:
+            break
+        label = f"trial {done + 1}/{plan.trials}"
+        _try(study, job, label, progress=progress)
+        _write(study, job, out, setup, command)
+        if progress:
+            sys.stderr.write(f"{label}  {_line(results.found(study.finished))}\n")
+
+
+def _draw(
+    folder: Path, study: Study, found: results.Found, folds: Sequence[str], space: Space
+) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, png in pictures.draw(found, folds, study.importances(), space).items():
+        _replace(folder / name, png)
 
 
 def _try(study: Study, job: Job, label: str, *, progress: bool) -> None:
-    """Runs one trial; unless something ends the process, it is told in the end."""
+    """Runs one trial to its end; one that is interrupted does not count."""
     trial = study.ask()
     result = Result()
     try:

@@ -34,7 +34,7 @@ LOG_LOSS = Metric("type_log_loss", -1)
 
 
 class NotFinite(Exception):
-    """The fit diverged: its score is no number."""
+    """The fit diverged: its score or a loss is no number."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def measure(
 
     Raises:
         InvalidArgumentError: the settings do not fit together, or a fold has nothing to measure.
-        NotFinite: a score is no number.
+        NotFinite: it diverged.
     """
     begin = time.monotonic()
     before = 0
@@ -93,7 +93,8 @@ def measure(
         def stop(epoch: Epoch, fold: Fold = fold, before: int = before) -> bool:
             nonlocal best
             result.metric = _metric(epoch, fold, result.metric)
-            if not math.isfinite(epoch.score):
+            losses = (epoch.item_loss, epoch.type_loss, epoch.gap_loss)
+            if not all(map(math.isfinite, (epoch.score, *losses))):
                 raise NotFinite
             best = max(best, epoch.score)
             result.seconds = time.monotonic() - begin

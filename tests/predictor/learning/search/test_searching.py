@@ -109,6 +109,14 @@ def test_settings_that_do_not_fit_together_are_passed_over(tmp_path: Path) -> No
     assert why.startswith("128 heads cannot share ")
 
 
+def test_what_diverges_is_no_setting(tmp_path: Path) -> None:
+    fixed = replace(TINY, learning_rate=1e30, clip=1e30)
+    plan = replace(PLAN, tune=("dropout",), trials=1)
+    with pytest.raises(InvalidArgumentError, match="no trial was finished: it diverged"):
+        search(dataset(), tmp_path / "s", plan=plan, fixed=fixed)
+    assert not (tmp_path / "s" / "best.toml").exists()
+
+
 def test_types_alone_are_measured_by_log_loss_and_a_hopeless_trial_is_pruned(
     tmp_path: Path,
 ) -> None:
