@@ -39,7 +39,7 @@ class Fold:
     """One of the divisions."""
 
     name: str
-    """For people: from when on it is measured, or on which users."""
+    """For people: from when on it is measured, and how many predictions of users."""
     part: Split
     """What to train on, and under `validation` what to measure on; `test` is empty."""
 
@@ -87,7 +87,7 @@ def _by_time(
         if not times[0] < begin < end:
             raise _too_few(f"the times of {len(times)} events do not give", count)
         part = split_at(events.subset(events.timestamp < end), begin, kind)
-        yield Fold(f"from {_moment(begin)}", part)
+        yield Fold(f"from {_moment(begin)}: {len(part.validation):,} predictions", part)
 
 
 def _cuts(times: Ints, last: int, count: int) -> list[int]:
@@ -116,7 +116,7 @@ def _by_user(events: Events, seed: int, count: int) -> Iterator[Fold]:
             users = len(np.unique(events.user))
             raise _too_few(f"{users} users do not give", count)
         part = split_users(events, apart)
-        yield Fold(f"{len(part.validation):,} users", part)
+        yield Fold(f"users {number + 1}: {len(part.validation):,} predictions", part)
 
 
 def _place(seed: int, user_id: str, count: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from predictor.learning.search.folds import Fold
 from predictor.learning.search.trial import LOG_LOSS, NDCG, Metric
 
 SHOWN = 5
@@ -21,6 +22,10 @@ DEFAULTS = 1
 
 CONFIDENCE = 0.95
 """Two trials are told apart where the interval of their difference lies on one side of zero."""
+
+
+FEW = 100
+"""Predictions by which a share is known to within 10 points only."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Found:
     metric: Metric
     rows: Sequence[Row]
     """In their order."""
+    fewest: int
+    """Predictions that the smallest fold is measured on."""
 
     @property
     def ranking(self) -> list[Row]:
@@ -78,6 +85,11 @@ class Found:
             said.append(_against(best, defaults, "the settings without a search (trial 1)"))
         if len(ranking) > 1 and ranking[1] is not defaults:
             said.append(_against(best, ranking[1], f"the second (trial {ranking[1].number})"))
+        if self.fewest < FEW:
+            said.append(
+                f"a fold is measured on {self.fewest} predictions alone: figures of so few are "
+                "mostly chance"
+            )
         if len(self.rows) > 1:
             said.append(
                 f"the best of {len(self.rows)} trials is a little lucky: what it is worth shows on "
@@ -86,11 +98,12 @@ class Found:
         return said
 
 
-def found(trials: Sequence[FrozenTrial]) -> Found:
-    """Reads what trials noted."""
+def found(trials: Sequence[FrozenTrial], folds: Sequence[Fold]) -> Found:
+    """Reads what trials on these folds noted."""
     names = {trial.user_attrs["metric"] for trial in trials if "metric" in trial.user_attrs}
     metric = LOG_LOSS if names == {LOG_LOSS.name} else NDCG
-    return Found(metric, [_row(at, trial, metric) for at, trial in enumerate(trials, 1)])
+    fewest = min(len(fold.part.validation) for fold in folds)
+    return Found(metric, [_row(at, trial, metric) for at, trial in enumerate(trials, 1)], fewest)
 
 
 def _row(number: int, trial: FrozenTrial, metric: Metric) -> Row:

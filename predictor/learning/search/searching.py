@@ -152,7 +152,7 @@ def _run(
     study.claim(setup)
     try:
         _run_trials(study, job, out, plan, setup, command, progress=progress)
-        found = results.found(study.finished)
+        found = results.found(study.finished, job.folds)
         report = _write(study, job, out, setup, command)
         if found.best is not None:
             _draw(out / "plots", study, found, setup["folds"], job.space)
@@ -178,7 +178,7 @@ def _run_trials(
         _try(study, job, label, progress=progress)
         _write(study, job, out, setup, command)
         if progress:
-            sys.stderr.write(f"{label}  {_line(results.found(study.finished))}\n")
+            sys.stderr.write(f"{label}  {_line(results.found(study.finished, job.folds))}\n")
 
 
 def _draw(
@@ -264,7 +264,7 @@ def _write(
     study: Study, job: Job, out: Path, setup: dict[str, Any], command: str
 ) -> dict[str, Any]:
     """Writes what was found so far."""
-    found = results.found(study.finished)
+    found = results.found(study.finished, job.folds)
     best = found.best
     report = {**setup, **results.report(found), "path": str(out)}
     if best is not None:
