@@ -14,8 +14,8 @@ from predictor.learning.sources import CATEGORY, Source
 ITEM = "item"
 """Value of `by` for a series per item; all others are names of attributes."""
 
-CELLS = 2**27
-"""Series times periods at most: a gigabyte."""
+CELLS = 2**26
+"""Series times periods at most: half a gigabyte, of which a forecast takes several at a time."""
 
 
 @dataclass(frozen=True)

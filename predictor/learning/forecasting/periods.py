@@ -20,15 +20,16 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-SEASONS = {"day": 7, "week": 52, "month": 12}
-"""Periods after which demand is expected to repeat itself."""
+YEAR = 364
+"""Days after which weekdays fall into the same time of year again."""
 
 USUAL = 0.95
 """Quantile of the silences at the ends of periods that still counts as usual."""
 NEGLIGIBLE = 0.05
 """Share of a period that may be missing from it: less than demand varies anyway."""
 
-_DAYS = re.compile(r"([1-9]\d{0,3})d")
+_NAMED = {"day": 1, "week": 7, "month": None}
+_DAYS = re.compile(r"[1-9]\d{0,3}d")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Period:
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in SEASONS and not _DAYS.fullmatch(self.name):
+        if self.name not in _NAMED and not _DAYS.fullmatch(self.name):
             raise InvalidArgumentError(
                 f"the period {self.name!r} is none of day, week, month, and no number of days "
                 "such as 14d",
@@ -47,15 +48,21 @@ class Period:
             )
 
     @property
-    def season(self) -> int | None:
-        """Periods of a season: of a week of days, of a year of weeks or months."""
-        return SEASONS.get(self.name)
-
-    @property
     def days(self) -> int | None:
         """Its length; None: it varies."""
-        found = _DAYS.fullmatch(self.name)
-        return int(found[1]) if found else {"day": 1, "week": 7, "month": None}[self.name]
+        return _NAMED[self.name] if self.name in _NAMED else int(self.name[:-1])
+
+    @property
+    def season(self) -> int | None:
+        """Periods after which demand may repeat itself: a week of days, a year of all others.
+
+        None where a year is no whole number of them, or of one only.
+        """
+        if self.days is None:
+            return 12
+        if self.days == 1:
+            return 7
+        return YEAR // self.days if YEAR % self.days == 0 and self.days < YEAR else None
 
     def edges(self, first: np.datetime64, count: int) -> Days:
         """(count + 1,) where periods begin from `first` on, and where the last one ends."""
@@ -107,18 +114,15 @@ def calendar(times: Ints, period: Period) -> Calendar:
     Args:
         times: of all events, of whatever kind, in microseconds since 1970; not empty.
     """
-    edges, left_out = _whole(times, Period("day") if _is_count(period) else period)
-    if _is_count(period) and period.days is not None:
-        count = int((edges[-1] - edges[0]).astype(np.int64)) // period.days
-        begin = edges[-1] - count * period.days
+    counted = None if period.name in _NAMED else period.days
+    edges, left_out = _whole(times, Period("day") if counted else period)
+    if counted:
+        count = int((edges[-1] - edges[0]).astype(np.int64)) // counted
+        begin = edges[-1] - count * counted
         if begin > edges[0]:
             left_out = (*left_out, f"what was before {begin}, too short for a period")
         edges = period.edges(begin, count)
     return Calendar(period, edges, left_out)
-
-
-def _is_count(period: Period) -> bool:
-    return period.season is None
 
 
 def _whole(times: Ints, period: Period) -> tuple[Days, tuple[str, ...]]:

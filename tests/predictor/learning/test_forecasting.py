@@ -12,6 +12,7 @@ import pytest
 from foretell.errors import InvalidArgumentError
 from predictor.__main__ import main
 from predictor.learning.forecasting import backtest as backtests
+from predictor.learning.forecasting import demand
 from predictor.learning.forecasting.backtest import OWN, backtest, compare, measure, simple_rules
 from predictor.learning.forecasting.periods import Calendar, Floats, Ints, Period, calendar
 from predictor.learning.forecasting.smoothing import NEW_ITEMS, Smoothing, Spread
@@ -71,6 +72,15 @@ def test_periods_of_days_end_with_the_last_whole_day() -> None:
     found = calendar(at, Period("14d"))
     assert edges(found) == ["2026-01-06", "2026-01-20", "2026-02-03"]
     assert [str(day) for day in found.after(1)] == ["2026-02-03", "2026-02-17"]
+
+
+@pytest.mark.parametrize(
+    ("name", "season"),
+    [("day", 7), ("1d", 7), ("week", 52), ("7d", 52), ("14d", 26), ("28d", 13), ("month", 12),
+     ("182d", 2), ("364d", None), ("10d", None), ("400d", None)],
+)  # fmt: skip
+def test_seasons_are_whole_weeks_or_years(name: str, season: int | None) -> None:
+    assert Period(name).season == season
 
 
 def test_days_and_periods_before_1970_and_at_midnight() -> None:
@@ -388,6 +398,17 @@ def test_an_unknown_attribute_names_those_there_are(
     missing = ["--events", str(events), "--out", str(tmp_path / "nowhere" / "out.csv")]
     assert main(["forecast", *missing]) == 2
     assert "no folder that exists" in capsys.readouterr().err
+
+
+def test_too_many_series_and_periods(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, items = write_shop(tmp_path)
+    monkeypatch.setattr(demand, "CELLS", 39)
+    named = ["--events", str(events), "--items", str(items), "--out", str(tmp_path / "out.csv")]
+    assert main(["forecast", *named]) == 2
+    assert "4 series of 10 periods are too many" in capsys.readouterr().err
+    assert main(["forecast", *named, "--by", "category"]) == 0
 
 
 def test_one_item_and_a_day_too_early_by_decades(
