@@ -164,6 +164,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             protocol=protocol_of(options, Protocol()),
             config=config,
             progress=True,
+            cache_dir=options.cache_dir,
         )
     if not trained.report:
         return {}  # the first of several processes tells
@@ -172,6 +173,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 def _show_train(result: dict[str, Any]) -> str:
     parts = [comparison.tables(result)]
+    if "own_text_types" in result:
+        measures = ("accuracy", "f1", "log_loss", "lines")
+        parts.append(comparison.text_table("Own text", measures, result["own_text_types"]))
     if "own_text" in result:
         columns = ("train_accuracy", "validation_accuracy", "majority_accuracy", "f1", "log_loss")
         for name in ("own_text", "next_type"):

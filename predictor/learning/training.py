@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from foretell.errors import InvalidArgumentError
-from predictor.learning.classic.recipe import CLASSIC, FittedBag
+from predictor.learning.classic.recipe import CLASSIC, FINE_TUNED, FittedBag
 from predictor.learning.data import Events, Targets, history_of, repeat_share
 from predictor.learning.measures import calibration, evaluation
 from predictor.learning.measures.answers import answer
@@ -28,7 +28,7 @@ from predictor.learning.reports.model_card import model_card
 from predictor.learning.sequence.fitting import FitConfig
 from predictor.learning.sequence.parallel import together
 from predictor.learning.sequence.training import FittedSequence, fit_sequence
-from predictor.learning.sources import Dataset
+from predictor.learning.sources import CACHE_DIR, Dataset
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models import model_dir
 from predictor.models.calibration import CANDIDATES, ItemCalibration
@@ -60,6 +60,7 @@ def train(
     config: FitConfig | None = None,
     parts: bool = True,
     progress: bool = False,
+    cache_dir: Path = CACHE_DIR,
 ) -> Trained:
     """Trains on a data set, evaluates beside the baselines, and writes a version directory.
 
@@ -74,6 +75,7 @@ def train(
         parts: whether to fit the ranker and the type models; False leaves the sequence model alone,
             as classic models always are.
         progress: whether to show bars and the training curve on the standard error.
+        cache_dir: where an embedder that is started keeps vectors, see sources.
 
     Raises:
         InvalidArgumentError: the data cannot train a model or `config` does not fit together, or
@@ -94,6 +96,14 @@ def train(
         )
     part = divide(dataset, protocol)
     exclude = part.train.has_items and repeat_share(part.train) < REPEATS
+    given, encoder, tuned = dataset, {}, {}
+    if config.model_type == FINE_TUNED:
+        from predictor.learning.classic.finetuning import fine_tune
+
+        made = fine_tune(
+            dataset, part.train, out, protocol.seed, cache_dir=cache_dir, progress=progress
+        )
+        dataset, encoder, tuned = made.dataset, made.files, {"own_text_types": made.report}
     with together() as place:
         first = place.rank == 0
         fitted = _fit(dataset, part, config, exclude_history=exclude, progress=progress and first)
@@ -118,9 +128,10 @@ def train(
         "protocol": describe(part, protocol, exclude_history=exclude),
         "parts": about,
         **found.report,
+        **tuned,
     }
     if not dataset.events.has_items:
-        report["own_text"] = own_text.own_text(dataset, protocol.test_share, protocol.seed)
+        report["own_text"] = own_text.own_text(given, protocol.test_share, protocol.seed)
         report["next_type"] = own_text.next_type(version, space, part, report["types"])
     lineage = _lineage(dataset, fitted, begin)
     reports = {
@@ -131,7 +142,9 @@ def train(
     version = replace(version, reports=reports)
     card = model_card(version.config.model_dump(), report, lineage)
     plots = drawing.draw(found, dataset, fitted.curve)
-    model_dir.write(out, version, card, plots, data_report=data_report(dataset, protocol))
+    model_dir.write(
+        out, version, card, plots, data_report=data_report(given, protocol), encoder=encoder
+    )
     return Trained(name, out, report)
 
 

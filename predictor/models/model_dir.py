@@ -9,6 +9,7 @@
     items.json              the catalogue at training: ids; only with an item head
     items.safetensors       `warm` (rows,) int64 positions in items.json, `residuals` (rows, dims)
     ranker/  type_model/  item_type_model/   the files() of these parts, where there are any
+    encoder/                the text encoder, where it was made with the version: for the embedder
     golden.safetensors      a few histories with the answers expected of the network
     metrics.json  lineage.json  history.json  card.md  data_report.md  plots/*.png
 
@@ -114,6 +115,7 @@ def write(
     plots: Mapping[str, bytes],
     *,
     data_report: str | None = None,
+    encoder: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a version directory; it appears whole or not at all.
 
@@ -123,6 +125,7 @@ def write(
         card: for people, in Markdown.
         plots: PNG by name.
         data_report: what was odd about the data, in Markdown.
+        encoder: files of a text encoder that was made with the version, by name.
 
     Raises:
         InvalidArgumentError: the directory exists.
@@ -133,6 +136,7 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         extra = {f"plots/{name}": png for name, png in plots.items()}
+        extra |= {f"encoder/{name}": data for name, data in (encoder or {}).items()}
         if data_report is not None:
             extra["data_report.md"] = data_report.encode()
         _write_files(temporary, version, {"card.md": card.encode(), **extra})

@@ -12,7 +12,7 @@ import pytest
 
 from foretell import Client, Event
 from predictor.__main__ import main as predictor_main
-from predictor.learning.classic.recipe import BY_CONTENT, CLASSIC
+from predictor.learning.classic.recipe import BY_CONTENT, CLASSIC, FINE_TUNED
 from serving.process import ServiceProcess, started
 
 GROUPS = (("coffee", "tea"), ("bread", "cheese"), ("apple", "soap"))
@@ -20,7 +20,8 @@ GROUPS = (("coffee", "tea"), ("bread", "cheese"), ("apple", "soap"))
 
 STEPS = 12
 
-MODELS = (*CLASSIC, "rnn")
+MODELS = (*(model for model in CLASSIC if model != FINE_TUNED), "rnn")
+"""An encoder that was fine-tuned needs an embedder of its own: see test_finetuning."""
 
 
 def walk(user: str, group: int, steps: int) -> list[Event]:

@@ -19,14 +19,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neural_network import MLPClassifier
 
-from predictor.learning.classic.recipe import ClassicRecipe
+from predictor.learning.classic.recipe import FINE_TUNED, ClassicRecipe
 from predictor.learning.measures.metrics import Floats
 from predictor.models.history import Ints
 
 ALPHAS = (100_000.0, 10_000.0, 1_000.0, 100.0, 10.0)
 """Of the ridge that linear regression needs where features depend on one another."""
 
-CS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strength of the logistic regression's ridge, for standardised features."""
 
 ITERATIONS = 200
@@ -240,6 +240,7 @@ HEADS: dict[str, Fit] = {
     "mlp": standardised(mlp),
     "lightgbm": trees,
     "word2vec_logistic": standardised(logistic),
+    FINE_TUNED: standardised(logistic),
 }
 
 

@@ -26,7 +26,12 @@ from predictor.models.sequence.bag import BagNetwork
 BY_CONTENT = ("content", *RECOMMENDERS)
 """Those that are about items, and take behavior types as users' shares of them."""
 
-CLASSIC = ("linear", "logistic", "mlp", "lightgbm", "word2vec_logistic", *BY_CONTENT)
+FINE_TUNED = "bert_finetune"
+"""The logistic regression on the vectors of an encoder that is fine-tuned before."""
+
+CLASSIC = (
+    "linear", "logistic", "mlp", "lightgbm", "word2vec_logistic", FINE_TUNED, *BY_CONTENT,
+)  # fmt: skip
 """Models of `python -m predictor train --model`, beside the encoders of sequence models."""
 
 Features = Literal["all", "first", "pca", "select"]
@@ -116,8 +121,9 @@ def resolve_classic(config: FitConfig, dataset: Dataset, train: Events) -> Class
         raise InvalidArgumentError(f"dims is {dims}; 1 to {most} are possible", field="dims")
     hidden = config.hidden or HIDDEN
     length = config.history_length or usual_history_length(train)
-    # Who asks for features, or for word2vec, wants to see them read.
-    texts = None if config.features is None and features != "word2vec" else True
+    # Who asks for features, for word2vec or for a fine-tuned encoder, wants to see them read.
+    asked = config.features is not None or model in ("word2vec_logistic", FINE_TUNED)
+    texts = True if asked else None
     epochs = config.epochs or EPOCHS.get(model, 0)
     return ClassicRecipe(model, features, dims, hidden, epochs, length, config.seed, texts)
 

@@ -1,0 +1,300 @@
+"""Fine-tunes the text encoder itself: behavior texts to behavior types.
+
+As Devlin et al., 2019 ("BERT", section 4): a linear head on the pooled vector, AdamW at 2e-5,
+batches of 16, 3 epochs. The head starts from the logistic regression on the frozen vectors, so that
+the first steps do not spoil the encoder (Kumar et al., 2022, "Fine-tuning can distort pretrained
+features"). What comes out is an encoder like any other: a folder that the embedder loads, and whose
+vectors every other model can read.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from foretell.errors import InvalidArgumentError
+from foretell.vectors import Vectors
+from predictor.learning import sources
+from predictor.learning.data import Events, token_vectors
+from predictor.learning.measures.type_metrics import type_metrics
+from predictor.learning.sequence.parallel import device
+from predictor.learning.sources import Dataset
+from predictor.models.calibration import softmax
+from predictor.models.history import Ints
+from predictor.models.version import EncoderConfig
+
+ENCODER = "encoder"
+"""Folder of the fine-tuned encoder within the version's."""
+
+EPOCHS = 3
+BATCH_TEXTS = 16
+MAX_TOKENS = 512
+LEARNING_RATE = 2e-5
+HEAD_LEARNING_RATE = 1e-3
+"""Of the head, whose inputs have length one."""
+
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises; then it falls to nothing."""
+
+STOP_SHARE, MEASURED_SHARE = 0.1, 0.2
+"""Of the texts: by which the epoch is chosen, and by which the result is measured."""
+
+LEAST_TEXTS = 20
+
+MOST_TEXTS = 10_000
+"""Learned from without a GPU, drawn at random: some minutes an epoch."""
+
+POOLING_KEYS = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
+"""Of an encoder's 1_Pooling/config.json, in the form of sentence-transformers."""
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned encoder."""
+
+    dataset: Dataset
+    """With its vectors instead of those of the encoder that it was made from."""
+    files: dict[str, bytes]
+    """Of its folder."""
+    report: dict[str, dict[str, Any]]
+    """type_metrics of texts that it was not fitted on: `fine_tuned`, and `frozen`, a logistic
+    regression on the vectors of the encoder that it was made from."""
+
+
+class _Texts:
+    """Training texts with types of their own events."""
+
+    def __init__(self, dataset: Dataset, train: Events, seed: int) -> None:
+        item_texts = dataset.item_texts or [""] * len(train.item_ids)
+        vectors, known = token_vectors(
+            train.item, train.text, dataset.item_vectors, dataset.text_vectors
+        )
+        rows = np.flatnonzero(known & vectors.any(axis=1) & (train.type >= 0))
+        rows = np.random.default_rng(seed).permutation(rows)
+        if device().type == "cpu":
+            rows = rows[:MOST_TEXTS]
+        measured, stop = int(len(rows) * MEASURED_SHARE), int(len(rows) * STOP_SHARE)
+        self.vectors, self.types = vectors[rows], train.type[rows]
+        self.texts = [
+            item_texts[int(train.item[row])]
+            if train.item[row] >= 0
+            else train.texts[int(train.text[row])]
+            for row in rows
+        ]
+        self.measured = np.arange(measured)
+        self.stop = np.arange(measured, measured + stop)
+        self.learned = np.arange(measured + stop, len(rows))
+        if len(rows) < LEAST_TEXTS or len(np.unique(self.types[self.learned])) < 2:
+            raise InvalidArgumentError(
+                f"{len(rows)} events to train on have a text, of "
+                f"{len(np.unique(self.types))} behavior types: bert_finetune needs {LEAST_TEXTS} "
+                "of at least two",
+                reason="TOO_FEW_EVENTS",
+                field="behavior_text",
+            )
+
+
+class _Classifier(nn.Module):
+    """An encoder and a head."""
+
+    def __init__(self, name: str, pooling: str, weight: Vectors, bias: Vectors) -> None:
+        super().__init__()
+        location = _location(name)
+        try:
+            self.encoder: Any = transformers.AutoModel.from_pretrained(location)
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(location)
+        except (OSError, ValueError, KeyError) as error:
+            raise InvalidArgumentError(
+                f"the encoder {name} cannot be loaded here: {str(error).splitlines()[0]}",
+                field="encoder",
+            ) from None
+        positions = getattr(self.encoder.config, "max_position_embeddings", MAX_TOKENS)
+        self.max_tokens = min(MAX_TOKENS, positions, self.tokenizer.model_max_length)
+        self.pooling = pooling
+        self.head = nn.Linear(weight.shape[1], len(weight))
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """(texts, types)."""
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens,
+            padding_side="right", return_tensors="pt",
+        ).to(self.head.weight.device)  # fmt: skip
+        states = self.encoder(**tokens).last_hidden_state
+        mask = tokens["attention_mask"]
+        if self.pooling == "mean":
+            pooled = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+        else:
+            last = mask.sum(1) - 1 if self.pooling == "last_token" else torch.zeros_like(mask[:, 0])
+            pooled = states[torch.arange(len(states), device=states.device), last]
+        logits: Tensor = self.head(nn.functional.normalize(pooled, dim=-1))
+        return logits
+
+    @torch.inference_mode()
+    def scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(texts, types), longest first so that little padding is computed."""
+        self.eval()
+        order = sorted(range(len(texts)), key=lambda at: -len(texts[at]))
+        out = np.zeros((len(texts), self.head.out_features), np.float32)
+        for begin in range(0, len(order), 4 * BATCH_TEXTS):
+            some = order[begin : begin + 4 * BATCH_TEXTS]
+            out[some] = self([texts[at] for at in some]).float().cpu().numpy()
+        return out
+
+
+def fine_tune(
+    dataset: Dataset, train: Events, out: Path, seed: int, *, cache_dir: Path, progress: bool
+) -> FineTuned:
+    """Fine-tunes the data set's encoder on the training part, and reads all texts with it.
+
+    Args:
+        dataset: with vectors of an encoder that can be loaded here, by its name.
+        train: the training part: what an event's own text says of its type.
+        out: the version's directory: ENCODER in it is the new encoder's name.
+        seed: of the division of the texts, their order, and dropout.
+        cache_dir: of the embedder that reads the texts, see sources.embedder.
+        progress: whether to show bars and losses.
+
+    Raises:
+        InvalidArgumentError: too few texts, or the encoder is not at hand.
+    """
+    torch.manual_seed(seed)
+    texts = _Texts(dataset, train, seed)
+    frozen = LogisticRegression(max_iter=2_000)
+    frozen.fit(texts.vectors[texts.learned], texts.types[texts.learned])
+    names = train.behavior_types
+    weight, bias = _of_all(frozen, len(names))
+    encoder = dataset.encoder
+    model = _Classifier(encoder.name, encoder.pooling, weight, bias).to(device())
+    before = texts.vectors @ weight.T + bias
+    _fit(model, texts, seed, progress=progress)
+    measured = [texts.texts[at] for at in texts.measured]
+    true = texts.types[texts.measured]
+    report = {
+        name: type_metrics(softmax(scores.astype(np.float32)), true, names)
+        for name, scores in (
+            ("fine_tuned", model.scores(measured)),
+            ("frozen", before[texts.measured]),
+        )
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        _save(model, Path(folder))
+        files = {
+            str(file.relative_to(folder)): file.read_bytes()
+            for file in sorted(Path(folder).rglob("*"))
+            if file.is_file()
+        }
+        read = _read(dataset, folder, cache_dir, progress=progress)
+    named = EncoderConfig(name=str(out / ENCODER), pooling=encoder.pooling, cols=encoder.cols)
+    return FineTuned(replace(read, encoder=named), files, report)
+
+
+def _of_all(model: LogisticRegression, types: int) -> tuple[Vectors, Vectors]:
+    """Weights of the types that were met; the others stay improbable."""
+    weight, bias = model.coef_, model.intercept_
+    if len(weight) == 1:  # of two, scikit-learn scores the second
+        weight, bias = np.concatenate([0 * weight, weight]), np.append(0 * bias, bias)
+    full = np.zeros((types, weight.shape[1]), np.float32)
+    shift = np.full(types, bias.min() - 5, np.float32)
+    full[model.classes_], shift[model.classes_] = weight, bias
+    return full, shift
+
+
+def _fit(model: _Classifier, texts: _Texts, seed: int, *, progress: bool) -> None:
+    """Leaves the weights of the epoch that is best on texts.stop; the start is one too."""
+    rng = np.random.default_rng(seed)
+    steps = -(-len(texts.learned) // BATCH_TEXTS)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": model.encoder.parameters()},
+            {"params": model.head.parameters()},
+        ],
+        weight_decay=0.01,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [LEARNING_RATE, HEAD_LEARNING_RATE], EPOCHS * steps, pct_start=WARM_UP,
+        anneal_strategy="linear", cycle_momentum=False,
+    )  # fmt: skip
+    best, kept = _loss(model, texts, texts.stop), copy.deepcopy(model.state_dict())
+    for epoch in range(1, EPOCHS + 1):
+        model.train()
+        order = rng.permutation(texts.learned)
+        bar: tqdm[Any] = tqdm(
+            range(0, len(order), BATCH_TEXTS), desc=f"fine-tune {epoch}/{EPOCHS}", unit="batches",
+            disable=not progress, leave=False,
+        )  # fmt: skip
+        for begin in bar:
+            some = order[begin : begin + BATCH_TEXTS]
+            true = torch.from_numpy(texts.types[some]).to(model.head.weight.device)
+            loss = nn.functional.cross_entropy(model([texts.texts[at] for at in some]), true)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        found = _loss(model, texts, texts.stop)
+        if progress:
+            tqdm.write(f"fine-tune {epoch}: log loss {found:.4f} (best {best:.4f})", file=bar.fp)
+        if found >= best:
+            break
+        best, kept = found, copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+
+
+def _loss(model: _Classifier, texts: _Texts, rows: Ints) -> float:
+    scores = torch.from_numpy(model.scores([texts.texts[at] for at in rows]))
+    return float(nn.functional.cross_entropy(scores, torch.from_numpy(texts.types[rows])))
+
+
+def _save(model: _Classifier, folder: Path) -> None:
+    """As a folder that transformers, sentence-transformers and the embedder read."""
+    model.encoder.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    pooling = {f"pooling_mode_{key}": name == model.pooling for name, key in POOLING_KEYS.items()}
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": model.head.in_features, **pooling})
+    )
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": model.max_tokens})
+    )
+
+
+def _read(dataset: Dataset, folder: str, cache_dir: Path, *, progress: bool) -> Dataset:
+    """The data set with the vectors that an embedder gives with this encoder."""
+    texts = [
+        text if vector.any() else ""
+        for text, vector in zip(
+            [*dataset.item_texts, *dataset.events.texts],
+            [*dataset.item_vectors, *dataset.text_vectors],
+            strict=True,
+        )
+    ]
+    with sources.embedder(None, cache_dir, folder) as client:
+        vectors = sources.encode(texts, dataset.encoder.cols, client, progress=progress)
+    items = len(dataset.item_vectors)
+    return replace(dataset, item_vectors=vectors[:items], text_vectors=vectors[items:])
+
+
+def _location(name: str) -> str:
+    """Where transformers finds an encoder: one that is a package has its files in `model`."""
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        return name
+    return str(Path(spec.submodule_search_locations[0]) / "model")
