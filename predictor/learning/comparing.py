@@ -14,9 +14,10 @@ from foretell.errors import InvalidArgumentError
 from predictor.learning import leaks, training
 from predictor.learning.measures import comparison
 from predictor.learning.measures.bootstrap import Resampled, holm, resample
-from predictor.learning.measures.side_by_side import Task, side_by_side
+from predictor.learning.measures.side_by_side import BASELINE, Task, side_by_side
 from predictor.learning.options import add_data, dataset_of, protocol_of
 from predictor.learning.reports.model_card import ITEM_COLUMNS, TYPE_COLUMNS
+from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol
 from predictor.models import model_dir
 from predictor.models.version import Version
@@ -67,31 +68,31 @@ def compare(options: argparse.Namespace) -> Report:
     are the first version's, unless the options say otherwise; a version that has learned from the
     test part is refused.
     """
+    if options.out is not None:
+        _open(options.out)
     versions = _load(options.versions)
+    against = _against(options, versions)
     if not options.targets and not _split_given(options):
         leaks.check_one_division(versions)
     first = next(iter(versions.values()))
     protocol = protocol_of(options, leaks.trained_by(first))
     exclude = first.config.repeats == "excluded"
-    with dataset_of(options) as found:
-        dataset = found.in_order(first.item_ids)
-        part = training.divide(dataset, protocol)
-        protocol = replace(protocol, split=part.kind)
-        for version in versions.values():
-            comparison.check_encoder(version, dataset)
-        checked = leaks.check_unseen(versions, dataset, part, protocol)
-        tasks = side_by_side(
-            versions, dataset, part, exclude_history=exclude,
-            progress=lambda method: _tell(f"measure {method}"),
-        )  # fmt: skip
+    datasets = _read(options, versions)
+    dataset = next(iter(datasets.values()))
+    part = training.divide(dataset, protocol)
+    protocol = replace(protocol, split=part.kind)
+    checked = leaks.check_unseen(versions, dataset, part, protocol)
+    tasks = side_by_side(
+        versions, datasets, part, exclude_history=exclude,
+        progress=lambda method: _tell(f"measure {method}"),
+    )  # fmt: skip
     if not tasks:
         raise InvalidArgumentError(
             "the test part has no item and no behavior type that a version could have predicted",
             reason="NO_TARGETS",
             field="targets",
         )
-    _check_sort(options.sort, tasks)
-    against = _against(options, versions, tasks)
+    _check_lines(options, against, tasks)
     _tell("draw users for the intervals")
     report: Report = {
         "versions": {
@@ -129,50 +130,89 @@ def _load(paths: Sequence[Path]) -> dict[str, Version]:
     return dict(zip(labels, versions, strict=True))
 
 
+def _read(options: argparse.Namespace, versions: Mapping[str, Version]) -> dict[str, Dataset]:
+    """The data by version, with vectors of its encoder, items in the order of the first one's.
+
+    Where the options name no encoder, a version that reads texts in another way gets an embedder
+    of its own, if its encoder is at hand: a folder, or the usual one with another pooling.
+    """
+    item_ids = next(iter(versions.values())).item_ids
+    with dataset_of(options) as found:
+        read = {found.encoder: found.in_order(item_ids)}
+    named = options.embedder or options.encoder or options.pooling
+    for version in versions.values():
+        wanted = version.config.encoder
+        if wanted in read:
+            continue
+        usual = wanted.name == found.encoder.name
+        if named or not (usual or Path(wanted.name).is_dir()):
+            comparison.check_encoder(version, found)
+        other = {"encoder": None if usual else wanted.name, "pooling": wanted.pooling}
+        with dataset_of(argparse.Namespace(**vars(options) | other)) as again:
+            comparison.check_encoder(version, again)
+            read[wanted] = again.in_order(item_ids)
+    return {name: read[version.config.encoder] for name, version in versions.items()}
+
+
 def _split_given(options: argparse.Namespace) -> bool:
     names = {field.name for field in fields(Protocol)} - {"validation_from"}
     return any(getattr(options, name) is not None for name in names)
 
 
-def _check_sort(metric: str | None, tasks: Mapping[str, Task]) -> None:
-    names = dict.fromkeys(name for title in tasks for name, _ in COLUMNS[title])
-    if metric is not None and metric not in names:
-        raise InvalidArgumentError(
-            f"--sort {metric}: these targets have no such measure, but {', '.join(names)}",
-            field="sort",
-        )
-
-
-def _against(
-    options: argparse.Namespace, versions: Mapping[str, Version], tasks: Mapping[str, Task]
-) -> str | None:
+def _against(options: argparse.Namespace, versions: Mapping[str, Version]) -> str | None:
     """The line to test against that the options name; None: the best version."""
     if options.against is None:
         return None
     given = dict(zip((path.resolve() for path in options.versions), versions, strict=True))
-    wanted: str = given.get(Path(options.against).resolve(), options.against)
-    lines = dict.fromkeys(line for task in tasks.values() for line in task.methods)
-    if wanted not in lines:
+    line = given.get(Path(options.against).resolve(), options.against)
+    if line not in versions and not line.startswith(BASELINE):
         raise InvalidArgumentError(
-            f"--against {options.against}: there is no such line; there are {', '.join(lines)}",
+            f"--against {line}: there are {', '.join(versions)}, and baselines ({BASELINE}NAME)",
             field="against",
         )
-    return wanted
+    return str(line)
+
+
+def _check_lines(
+    options: argparse.Namespace, against: str | None, tasks: Mapping[str, Task]
+) -> None:
+    """That what was asked for was measured."""
+    metrics = dict.fromkeys(name for title in tasks for name, _ in COLUMNS[title])
+    if options.sort not in (None, *metrics):
+        raise InvalidArgumentError(
+            f"--sort {options.sort}: these targets have no such measure, but {', '.join(metrics)}",
+            field="sort",
+        )
+    lines = dict.fromkeys(line for task in tasks.values() for line in task.methods)
+    if against not in (None, *lines):
+        raise InvalidArgumentError(
+            f"--against {against}: there is no such line; there are {', '.join(lines)}",
+            field="against",
+        )
 
 
 def _about(version: Version, path: Path) -> Report:
     """What a version is, for people."""
     config = version.config
-    lineage = version.reports.get("lineage.json")
+    told = version.reports.get("lineage.json")
+    lineage = told if isinstance(told, dict) else {}
     return {
         "version": config.version,
         "path": str(path),
-        "model": config.network.model_type,
+        "model": _model(lineage) or config.network.model_type,
+        "encoder": f"{config.encoder.name} ({config.encoder.pooling})",
         "parts": [name for name in model_dir.PARTS if getattr(version, name, None) is not None],
         "behavior_types": len(config.behavior_types),
         "items": len(version.item_ids),
-        "train_s": lineage.get("seconds") if isinstance(lineage, dict) else None,
+        "train_s": lineage.get("seconds"),
     }
+
+
+def _model(lineage: Mapping[str, Any]) -> str | None:
+    """What `train --model` was asked for: the network alone does not tell classic models apart."""
+    fit = lineage.get("fit")
+    model = fit.get("model_type") if isinstance(fit, dict) else None
+    return model if isinstance(model, str) else None
 
 
 def _tested(
@@ -242,15 +282,24 @@ def show(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def _open(folder: Path) -> None:
+    """Tells before all the work that the report cannot be written."""
+    # Of extras, which --json alone does without; here, so that what is missing is missed at once.
+    from predictor.learning.reports import comparison_page  # noqa: F401
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(f"--out {folder}: {error.strerror}", field="out") from None
+
+
 def _write(folder: Path, report: Report, tasks: Mapping[str, Task]) -> None:
-    # Of extras, which --json alone does without.
     from predictor.learning.reports import comparison_page, comparison_plots
 
     pictures = comparison_plots.draw(report, tasks)
-    page = comparison_page.page(report, pictures)
-    folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (folder / picture.file).write_bytes(picture.png)
     text = json.dumps(report, ensure_ascii=False, indent=1)
     (folder / "comparison.json").write_text(text + "\n", encoding="utf-8")
+    page = comparison_page.page(report, pictures)
     (folder / "report.html").write_text(page, encoding="utf-8")

@@ -21,7 +21,9 @@ from predictor.models.version import Version
 SECOND = 1_000_000
 """In microseconds: how exactly metrics.json tells times."""
 
-SAME_DATA = ("events_sha256", "targets_sha256", "store_events", "store_last_event")
+SAME_DATA = (
+    "events_sha256", "targets_sha256", "store_events", "store_last_event", "events_dropped"
+)  # fmt: skip
 """Of lineage.json: equal for versions that were trained on the same events and targets."""
 
 GIVE = "give the split yourself (--test-from TIME, behind all that any of them has seen)"
@@ -132,9 +134,10 @@ def check_unseen(
 def _same_data(version: Version, dataset: Dataset) -> bool:
     lineage = version.reports.get("lineage.json")
     data = lineage.get("data") if isinstance(lineage, dict) else None
-    if not isinstance(data, dict) or not any(key in data for key in SAME_DATA):
+    if not isinstance(data, dict) or not any(data.get(key) for key in SAME_DATA):
         return False
-    return all(data.get(key) == dataset.lineage.get(key) for key in SAME_DATA)
+    # None dropped is as good as no word of it.
+    return all((data.get(key) or 0) == (dataset.lineage.get(key) or 0) for key in SAME_DATA)
 
 
 def _check_times(name: str, version: Version, dataset: Dataset, part: Split) -> str:

@@ -138,7 +138,7 @@ Task = ItemLists | TypeLines
 
 def side_by_side(
     versions: Mapping[str, Version],
-    dataset: Dataset,
+    datasets: Mapping[str, Dataset],
     part: Split,
     *,
     exclude_history: bool,
@@ -148,8 +148,9 @@ def side_by_side(
 
     Args:
         versions: by name.
-        dataset: with vectors of the encoder that all of them were trained on.
-        part: its division.
+        datasets: by the same names, the same events and items with vectors of the encoder that the
+            version was trained on; the baselines read the first one's.
+        part: their division.
         exclude_history: whether items of the history are left out, whatever a version was made for.
         progress: told each method before it is measured.
 
@@ -172,7 +173,7 @@ def side_by_side(
     has_items = bool((test.item >= 0).any())
     for name, version in versions.items():
         progress(name)
-        answers = _answers(version, dataset, part, exclude_history=exclude_history)
+        answers = _answers(version, datasets[name], part, exclude_history=exclude_history)
         config = version.config
         if has_items and config.has_items:
             hits = item_hits(
@@ -187,7 +188,8 @@ def side_by_side(
             probabilities, chosen, _ = answers.line_types()
             known.answers[name] = _in_all(probabilities, chosen, config.behavior_types, types)
     if items.hits:
-        for name, scorer in item_baselines(own.train, dataset.item_vectors).items():
+        vectors = next(iter(datasets.values())).item_vectors
+        for name, scorer in item_baselines(own.train, vectors).items():
             progress(BASELINE + name)
             hits = item_hits(scorer, test, exclude_history=exclude_history)
             items.add(BASELINE + name, hits)

@@ -307,7 +307,12 @@ def test_what_cannot_be_compared_is_told(
 ) -> None:
     for arguments, message in (
         ((learned, learned), "is given twice"),
-        ((learned, "--against", "nobody"), "there is no such line; there are learned, baseline:"),
+        ((learned, "--against", "nobody"), "--against nobody: there are learned, and baselines"),
+        (
+            (learned, "--against", "baseline:no"),
+            "no such line; there are learned, baseline:popular",
+        ),
+        ((learned, "--out", world.items), "items.csv: File exists"),
         ((learned, world.folder), "no version directory"),
     ):
         assert world.compare(*arguments) == 2
@@ -352,12 +357,32 @@ def test_a_command_that_is_none_lists_those_that_are(capsys: pytest.CaptureFixtu
     assert "compare" in capsys.readouterr().err
 
 
-def test_another_encoder_is_refused(
-    world: World, learned: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def by_cls(world: World, learned: Path) -> Path:
+    """A version that reads texts in another way."""
     version = model_dir.load(learned)
     encoder = version.config.encoder.model_copy(update={"pooling": "cls"})
     config = version.config.model_copy(update={"encoder": encoder, "version": "cls"})
     model_dir.write(world.folder / "cls", replace(version, config=config), "", {})
-    assert world.compare(learned, world.folder / "cls") == 2
+    return world.folder / "cls"
+
+
+def test_a_version_of_another_encoder_than_that_of_the_embedder_is_refused(
+    world: World, learned: Path, by_cls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.compare(learned, by_cls) == 2
     assert "version cls was trained on" in capsys.readouterr().err
+
+
+def test_every_version_reads_the_vectors_of_its_own_encoder(
+    world: World, learned: Path, by_cls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["compare", learned, by_cls, "--items", world.items, "--events", world.events]
+    given += ["--cache-dir", world.folder / "cache", "--json"]
+    assert main([str(argument) for argument in given]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "cls" in report["versions"]["cls"]["encoder"]
+    own, other = (report["items"]["methods"][name] for name in ("learned", "cls"))
+    told = model_dir.load(learned).reports["metrics.json"]["items"]["foretell"]
+    assert own["ndcg_at_10"] == pytest.approx(told["ndcg_at_10"], abs=1e-6)
+    assert other["ndcg_at_10"] != own["ndcg_at_10"]  # it was not trained on such vectors
