@@ -41,7 +41,7 @@ from foretell.vectors import Vectors
 from predictor.models.history import GAPS, HistoryBatch, Ints
 from predictor.models.ranking import recommender
 from predictor.models.ranking.ranker import Ranker
-from predictor.models.sequence.bag import BAG, BagNetwork, Network, features_of, make_network
+from predictor.models.sequence.bag import BagNetwork, Network, features_of, is_bag, make_network
 from predictor.models.sequence.encoders import ENCODERS, NetworkConfig
 from predictor.models.sequence.network import HALF_LIVES
 from predictor.models.trees import check_trees
@@ -406,7 +406,7 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
         "heads": shape.heads, "positions": shape.positions, "towers": shape.towers,
     }  # fmt: skip
     for name, size in sizes.items():
-        if name == "layers" and shape.model_type == BAG:
+        if name == "layers" and is_bag(shape):
             size += 1  # beside the hidden ones there is one
         if not 0 < size <= max(numbers, _SMALL):
             raise damaged(file, f"network.{name} is {size}: that is no size of these weights")
@@ -414,7 +414,7 @@ def _check_size(file: Path, config: VersionConfig, tensors: dict[str, NDArray[An
     traces = len(HALF_LIVES) * shape.towers * shape.traces
     least = shape.behavior_types * (shape.hidden + traces * shape.behavior_types)
     most = shape.towers
-    if shape.model_type == BAG:
+    if is_bag(shape):
         least, most = _least_of_bag(shape), shape.layers
     elif shape.model_type in ENCODERS:
         # Two affine layers at least lead from the tokens through each layer of the encoder.

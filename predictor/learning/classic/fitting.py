@@ -99,7 +99,7 @@ def _empty(train: Events, recipe: ClassicRecipe) -> BagNetwork:
             behavior_types=len(train.behavior_types),
             dims=recipe.dims + 1,
             hidden=recipe.hidden,
-            model_type=BAG,
+            model_type=f"{BAG}:{recipe.model_type}",
             layers=int(recipe.model_type == "mlp"),
             heads=1,
             positions=recipe.history_length,

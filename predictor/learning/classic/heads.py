@@ -7,7 +7,7 @@ linear regression, the squared error) on validation lines.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -136,7 +136,7 @@ def linear(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe
         errors = np.square(scores_of(layers, judge.features) - codes[judge.true]).sum(axis=1)
         return Head(layers, float(errors.mean()) if len(errors) else 0.0, {"alpha": alpha})
 
-    return _best(map(fit, ALPHAS))
+    return _best(fit, ALPHAS, judge)
 
 
 def logistic(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
@@ -152,20 +152,22 @@ def logistic(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicReci
         layers = _of_all_types(plain, model.classes_, learn, log_shares)
         return Head(layers, _log_loss(scores_of(layers, judge.features), judge.true), {"C": c})
 
-    return _best(map(fit, CS))
+    return _best(fit, CS, judge)
 
 
-def _best(path: Iterable[Head]) -> Head:
+def _best(fit: Callable[[float], Head], settings: Sequence[float], judge: Lines) -> Head:
     """The best of settings from stiff to free; behind the first that is worse, none is tried.
 
-    Of equals the first: without validation lines the stiffest.
+    Without validation lines the one in the middle.
     """
-    best: Head | None = None
-    for head in path:
-        if best is not None and head.loss >= best.loss:
+    if not len(judge.true):
+        return fit(settings[len(settings) // 2])
+    best = fit(settings[0])
+    for setting in settings[1:]:
+        head = fit(setting)
+        if head.loss >= best.loss:
             break
         best = head
-    assert best is not None
     return best
 
 
@@ -197,7 +199,7 @@ def mlp(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -
         assert best is not None
         return best
 
-    return _best(map(fit, PENALTIES))
+    return _best(fit, PENALTIES, judge)
 
 
 def trees(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:

@@ -10,6 +10,7 @@ where a history has no vector.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     import lightgbm
 
 BAG = "bag"
-"""The model type of a BagNetwork."""
+"""The model type of a BagNetwork; a name may follow that tells what fitted it: `bag:logistic`."""
+
+_TYPE = re.compile(rf"{BAG}(:[a-z0-9_]{{1,49}})?")
 
 LATEST = 1
 """Latest vectors whose mean is the query: the best of 1 to 10 on beauty products."""
@@ -52,6 +55,11 @@ PRIOR_EVENTS = 1.0
 
 LEAST_SHARE = 1e-6
 """Of a type, before its logarithm."""
+
+
+def is_bag(config: NetworkConfig) -> bool:
+    """Whether a network of this shape is a BagNetwork."""
+    return _TYPE.fullmatch(config.model_type) is not None
 
 
 def text_features_of(config: NetworkConfig) -> int:
@@ -218,4 +226,4 @@ def make_network(config: NetworkConfig) -> Network:
     Raises:
         ValueError: there is none, or its sizes do not fit one another.
     """
-    return BagNetwork(config) if config.model_type == BAG else SequenceNetwork(config)
+    return BagNetwork(config) if is_bag(config) else SequenceNetwork(config)

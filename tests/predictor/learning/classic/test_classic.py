@@ -98,6 +98,7 @@ def test_types_that_follow_from_texts_are_learned_and_served(tmp_path: Path, mod
     model_dir.write(tmp_path / "v", before, "", {})
     after = model_dir.load(tmp_path / "v")
     after.check_golden()
+    assert after.config.network.model_type == f"bag:{model}"
     space, warm = evaluation.read_space(after, data)
     assert space.items == pytest.approx(found.space.items, abs=1e-6)
     assert warm.tolist() == found.warm.tolist()
@@ -301,3 +302,17 @@ def test_all_rows_alike() -> None:
         fitted(data, "mlp")
     found, part = fitted(data, "content")
     assert accuracy(data, found, part) == 1.0
+
+
+@pytest.mark.parametrize("model", LEARNED)
+def test_nothing_to_choose_by(model: str) -> None:
+    data = world()
+    part = training.divide(data, PROTOCOL)
+    nobody = replace(part.validation, end=part.validation.begin)
+    found = fit_classic(
+        data, replace(part, validation=nobody), FitConfig(model_type=model, features=None)
+    )
+    assert np.isfinite(found.network.affine[0].weight.numpy(force=True)).all()
+    text = text_features_of(found.network.config)
+    reads = found.network.affine[0].weight[:, :text].any()
+    assert bool(reads) is (model == "word2vec_logistic")

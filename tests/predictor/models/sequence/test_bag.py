@@ -282,6 +282,18 @@ def test_sizes_that_do_not_fit_are_refused(
     assert caught.value.reason == "BAD_MODEL_DIRECTORY"
 
 
+def test_what_fitted_it_is_part_of_its_type() -> None:
+    for name, ours in (
+        ("bag", True),
+        ("bag:logistic", True),
+        ("bag:", False),
+        ("bag:\ud800", False),
+    ):
+        assert bags.is_bag(replace(CONFIG, model_type=name)) is ours
+    with pytest.raises(ValueError, match="none of"):
+        bags.make_network(replace(CONFIG, model_type="bag:No Name"))
+
+
 @pytest.mark.parametrize("text", ["", "tree\n", grown(5, TYPES), grown(20, TYPES + 1), "ä"])
 def test_trees_that_do_not_fit_are_refused(tmp_path: Path, text: str) -> None:
     model_dir.write(tmp_path / "v", version(), "", {})
