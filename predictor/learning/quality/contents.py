@@ -124,7 +124,7 @@ def constants(columns: EventColumns) -> list[Finding]:
             found.append(
                 Finding(
                     f"one_{name.replace(' ', '_')}",
-                    f"all {len(some):,} events that have a {name} have the same",
+                    f"all {len(some):,} events with {name} have the same one",
                     "kept: it is read, and has nothing to say",
                     examples=examples,
                 )

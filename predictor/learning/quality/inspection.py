@@ -64,7 +64,7 @@ class Inspection:
     def __str__(self) -> str:
         """For people: a line a finding."""
         lines = [
-            f"data: {finding.name}: {finding.found}: {self.done(finding).partition(':')[0]}"
+            f"data: {finding.name}: {finding.found}; {self.done(finding)}"
             for finding in self.findings
         ]
         if self.clean:
