@@ -17,9 +17,8 @@ import pytest
 from predictor.__main__ import main
 from predictor.learning import sources, training
 from predictor.learning.sequence.fitting import FitConfig
-from predictor.learning.sources import Dataset
-from predictor.learning.splits import Protocol
 from predictor.models import model_dir
+from predictor.models.version import VersionConfig
 
 KINDS = ("coffee", "tea", "bread", "cheese", "soap")
 TYPES = ("view", "cart", "buy")
@@ -38,7 +37,7 @@ def write(path: Path, columns: list[str], rows: Sequence[Row]) -> Path:
 
 
 class World:
-    """Files in which kinds follow one another in a circle, and so do types; versions of them."""
+    """Files in which kinds follow one another in a circle, and so do types."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self.folder, self.address = folder, address
@@ -54,26 +53,25 @@ class World:
                 type_ = TYPES[(user + step) % 3]
                 self.rows.append((f"u{user}", type_, f"{KINDS[kind]}-{rng.integers(5)}", at))
         self.events = self.write_events("events", self.rows)
-        self.dataset = self.read(self.events)
 
     def write_events(self, name: str, rows: Sequence[Row]) -> Path:
         columns = ["user_id", "behavior_type", "item_id", "timestamp"]
         return write(self.folder / f"{name}.csv", columns, rows)
 
-    def read(self, events: Path) -> Dataset:
-        with sources.embedder(self.address, Path(), None) as client:
-            return sources.with_vectors(sources.read_files(events, self.items), client)
-
-    def train(
-        self, name: str, dataset: Dataset | None = None, epochs: int = 1, **protocol: Any
-    ) -> Path:
-        return training.train(
-            dataset or self.dataset,
-            self.folder / name,
-            protocol=Protocol(**protocol),
-            config=FitConfig(epochs=epochs, dims=16, hidden=16),
-            parts=epochs > 1,
-        ).path
+    def changed(self, path: Path, name: str, protocol: dict[str, Any], **changes: Any) -> Path:
+        """Another version made of one, as if it were trained by another protocol."""
+        version = model_dir.load(path)
+        metrics = version.reports["metrics.json"]
+        told = {**metrics, "protocol": metrics["protocol"] | protocol}
+        config = {key: changes.pop(key) for key in changes.keys() & VersionConfig.model_fields}
+        other = replace(
+            version,
+            config=version.config.model_copy(update={"version": name, **config}),
+            reports={**version.reports, "metrics.json": told},
+            **changes,
+        )
+        model_dir.write(self.folder / name, other, "", {})
+        return self.folder / name
 
     def compare(self, *arguments: Path | str, events: Path | None = None) -> int:
         files = ["--items", self.items, "--events", events or self.events]
@@ -88,34 +86,31 @@ def world(tmp_path_factory: pytest.TempPathFactory, embedder_address: str) -> Wo
 
 @pytest.fixture(scope="module")
 def learned(world: World) -> Path:
-    return world.train("learned", epochs=10)
+    with sources.embedder(world.address, Path(), None) as client:
+        dataset = sources.with_vectors(sources.read_files(world.events, world.items), client)
+    config = FitConfig(epochs=6, dims=16, hidden=16)
+    return training.train(dataset, world.folder / "learned", config=config).path
 
 
 @pytest.fixture(scope="module")
 def spoiled(world: World, learned: Path) -> Path:
     """The same with items that stand anywhere, and without two parts."""
-    version = model_dir.load(learned)
-    metrics = version.reports["metrics.json"]
+    shape = model_dir.load(learned).residuals.shape
+    anywhere = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     # Another seed makes no difference to a split by time.
-    told = {**metrics, "protocol": {**metrics["protocol"], "seed": 7}}
-    spoiled = replace(
-        version,
-        config=version.config.model_copy(update={"version": "spoiled"}),
-        residuals=np.random.default_rng(0).normal(size=version.residuals.shape).astype(np.float32),
-        ranker=None,
-        type_model=None,
-        reports={**version.reports, "metrics.json": told},
+    return world.changed(
+        learned, "spoiled", {"seed": 7}, residuals=anywhere, ranker=None, type_model=None
     )
-    model_dir.write(world.folder / "spoiled", spoiled, "", {})
-    return world.folder / "spoiled"
 
 
 @pytest.fixture(scope="module")
-def longer(world: World) -> Path:
-    """It knows what the others are tested on, but has never seen anybody buy."""
-    rows = [row for row in world.rows if row[1] != "buy"]
-    events = world.write_events("without-buy", rows)
-    return world.train("longer", world.read(events), test_share=0.1)
+def longer(world: World, learned: Path) -> Path:
+    """It has learned from what the others are tested on, and to it nobody buys."""
+    seen = {"test_share": 0.1, "last_validation_event": "2023-11-25T11:00:00+00:00"}
+    names = {"buy": "purchase"}
+    known = model_dir.load(learned).config.behavior_types
+    types = tuple(names.get(name, name) for name in known)
+    return world.changed(learned, "longer", seen, behavior_types=types)
 
 
 @pytest.fixture(scope="module")
@@ -257,12 +252,10 @@ def test_copies_are_told_apart_and_found_equal(
 def test_the_first_version_says_whether_repeats_count(
     world: World, learned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    version = model_dir.load(learned)
-    other = {"allowed": "excluded", "excluded": "allowed"}[version.config.repeats]
-    config = version.config.model_copy(update={"version": "other", "repeats": other})
-    model_dir.write(world.folder / "other", replace(version, config=config), "", {})
+    repeats = {"allowed": "excluded", "excluded": "allowed"}[model_dir.load(learned).config.repeats]
+    other = world.changed(learned, "other", {}, repeats=repeats)
     measured = []
-    for pair in ((learned, world.folder / "other"), (world.folder / "other", learned)):
+    for pair in ((learned, other), (other, learned)):
         assert world.compare(*pair, "--json") == 0
         report = json.loads(capsys.readouterr().out)
         methods = report["items"]["methods"]
@@ -292,7 +285,6 @@ def test_a_version_that_knows_the_test_part_is_refused(
 def test_a_type_that_a_version_does_not_know_counts_against_it(
     world: World, learned: Path, longer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(model_dir.load(longer).config.behavior_types) == 2
     assert world.compare(longer, learned, "--json", "--test-from", "2023-11-25T12:00") == 0
     types = json.loads(capsys.readouterr().out)["types"]["methods"]
     assert {line["lines"] for line in types.values()} == {types["learned"]["lines"]}
@@ -339,11 +331,9 @@ def test_what_users_named_is_no_markup(world: World, learned: Path) -> None:
     name = "<b>&buy"
     rows = [(user, name if kind == "buy" else kind, *rest) for user, kind, *rest in world.rows]
     targets = write(world.folder / "odd.csv", ["user_id", "behavior_type"], [("u1", name)])
-    version = model_dir.load(learned)
-    types = tuple(name if kind == "buy" else kind for kind in version.config.behavior_types)
-    config = version.config.model_copy(update={"behavior_types": types, "version": "markup"})
-    path, out = world.folder / "markup", world.folder / "markup-out"
-    model_dir.write(path, replace(version, config=config), "", {})
+    known = model_dir.load(learned).config.behavior_types
+    types = tuple(name if kind == "buy" else kind for kind in known)
+    path, out = world.changed(learned, "markup", {}, behavior_types=types), world.folder / "page"
     events = world.write_events("markup", rows)
     assert world.compare(path, "--targets", targets, "--out", out, events=events) == 0
     text = (out / "report.html").read_text()
@@ -360,11 +350,8 @@ def test_a_command_that_is_none_lists_those_that_are(capsys: pytest.CaptureFixtu
 @pytest.fixture(scope="module")
 def by_cls(world: World, learned: Path) -> Path:
     """A version that reads texts in another way."""
-    version = model_dir.load(learned)
-    encoder = version.config.encoder.model_copy(update={"pooling": "cls"})
-    config = version.config.model_copy(update={"encoder": encoder, "version": "cls"})
-    model_dir.write(world.folder / "cls", replace(version, config=config), "", {})
-    return world.folder / "cls"
+    encoder = model_dir.load(learned).config.encoder.model_copy(update={"pooling": "cls"})
+    return world.changed(learned, "cls", {}, encoder=encoder)
 
 
 def test_a_version_of_another_encoder_than_that_of_the_embedder_is_refused(
