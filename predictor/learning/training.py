@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from foretell.errors import InvalidArgumentError
-from predictor.learning.classic.recipe import CLASSIC, FINE_TUNED, FittedBag
+from predictor.learning.classic.recipe import CLASSIC, FINE_TUNED, FittedBag, resolve_classic
 from predictor.learning.data import Events, Targets, history_of, repeat_share
 from predictor.learning.measures import calibration, evaluation
 from predictor.learning.measures.answers import answer
@@ -100,9 +100,8 @@ def train(
     if config.model_type == FINE_TUNED:
         from predictor.learning.classic.finetuning import fine_tune
 
-        made = fine_tune(
-            dataset, part.train, out, protocol.seed, cache_dir=cache_dir, progress=progress
-        )
+        recipe = resolve_classic(config, dataset, part.train)
+        made = fine_tune(dataset, part.train, recipe, out, cache_dir=cache_dir, progress=progress)
         dataset, encoder, tuned = made.dataset, made.files, {"own_text_types": made.report}
     with together() as place:
         first = place.rank == 0

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
 from predictor.learning import sources
+from predictor.learning.classic.recipe import ClassicRecipe
 from predictor.learning.data import Events, token_vectors
 from predictor.learning.measures.type_metrics import type_metrics
 from predictor.learning.sequence.parallel import device
@@ -40,7 +41,6 @@ from predictor.models.version import EncoderConfig
 ENCODER = "encoder"
 """Folder of the fine-tuned encoder within the version's."""
 
-EPOCHS = 3
 BATCH_TEXTS = 16
 MAX_TOKENS = 512
 LEARNING_RATE = 2e-5
@@ -159,23 +159,30 @@ class _Classifier(nn.Module):
 
 
 def fine_tune(
-    dataset: Dataset, train: Events, out: Path, seed: int, *, cache_dir: Path, progress: bool
+    dataset: Dataset,
+    train: Events,
+    recipe: ClassicRecipe,
+    out: Path,
+    *,
+    cache_dir: Path,
+    progress: bool,
 ) -> FineTuned:
     """Fine-tunes the data set's encoder on the training part, and reads all texts with it.
 
     Args:
         dataset: with vectors of an encoder that can be loaded here, by its name.
         train: the training part: what an event's own text says of its type.
+        recipe: its epochs at most, and its seed: of the division of the texts, their order, and
+            dropout.
         out: the version's directory: ENCODER in it is the new encoder's name.
-        seed: of the division of the texts, their order, and dropout.
         cache_dir: of the embedder that reads the texts, see sources.embedder.
         progress: whether to show bars and losses.
 
     Raises:
         InvalidArgumentError: too few texts, or the encoder is not at hand.
     """
-    torch.manual_seed(seed)
-    texts = _Texts(dataset, train, seed)
+    torch.manual_seed(recipe.seed)
+    texts = _Texts(dataset, train, recipe.seed)
     frozen = LogisticRegression(max_iter=2_000)
     frozen.fit(texts.vectors[texts.learned], texts.types[texts.learned])
     names = train.behavior_types
@@ -183,7 +190,7 @@ def fine_tune(
     encoder = dataset.encoder
     model = _Classifier(encoder.name, encoder.pooling, weight, bias).to(device())
     before = texts.vectors @ weight.T + bias
-    _fit(model, texts, seed, progress=progress)
+    _fit(model, texts, recipe, progress=progress)
     measured = [texts.texts[at] for at in texts.measured]
     true = texts.types[texts.measured]
     report = {
@@ -216,9 +223,9 @@ def _of_all(model: LogisticRegression, types: int) -> tuple[Vectors, Vectors]:
     return full, shift
 
 
-def _fit(model: _Classifier, texts: _Texts, seed: int, *, progress: bool) -> None:
+def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: bool) -> None:
     """Leaves the weights of the epoch that is best on texts.stop; the start is one too."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(recipe.seed)
     steps = -(-len(texts.learned) // BATCH_TEXTS)
     optimizer = torch.optim.AdamW(
         [
@@ -228,16 +235,16 @@ def _fit(model: _Classifier, texts: _Texts, seed: int, *, progress: bool) -> Non
         weight_decay=0.01,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [LEARNING_RATE, HEAD_LEARNING_RATE], EPOCHS * steps, pct_start=WARM_UP,
+        optimizer, [LEARNING_RATE, HEAD_LEARNING_RATE], recipe.epochs * steps, pct_start=WARM_UP,
         anneal_strategy="linear", cycle_momentum=False,
     )  # fmt: skip
     best, kept = _loss(model, texts, texts.stop), copy.deepcopy(model.state_dict())
-    for epoch in range(1, EPOCHS + 1):
+    for epoch in range(1, recipe.epochs + 1):
         model.train()
         order = rng.permutation(texts.learned)
         bar: tqdm[Any] = tqdm(
-            range(0, len(order), BATCH_TEXTS), desc=f"fine-tune {epoch}/{EPOCHS}", unit="batches",
-            disable=not progress, leave=False,
+            range(0, len(order), BATCH_TEXTS), desc=f"fine-tune {epoch}/{recipe.epochs}",
+            unit="batches", disable=not progress, leave=False,
         )  # fmt: skip
         for begin in bar:
             some = order[begin : begin + BATCH_TEXTS]

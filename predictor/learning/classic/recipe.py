@@ -48,11 +48,11 @@ DIMS = 32
 HIDDEN = 64
 """Width of the one hidden layer of `mlp`."""
 
-EPOCHS = {"mlp": 20, "lightgbm": 300}
-"""Of the network, or rounds of trees; at most."""
+EPOCHS = {"mlp": 20, "lightgbm": 300, FINE_TUNED: 3}
+"""Of the network or the encoder, or rounds of trees; at most."""
 
 _SETTINGS = {"model_type", "features", "dims", "history_length", "seed"}
-_OWN_SETTINGS = {"mlp": {"hidden", "epochs"}, "lightgbm": {"epochs"}}
+_OWN_SETTINGS = {"mlp": {"hidden", "epochs"}, "lightgbm": {"epochs"}, FINE_TUNED: {"epochs"}}
 
 
 @dataclass(frozen=True)

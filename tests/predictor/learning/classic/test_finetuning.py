@@ -18,11 +18,14 @@ from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns
 from predictor.__main__ import main as predictor_main
 from predictor.learning.classic import finetuning
+from predictor.learning.classic.recipe import ClassicRecipe
 from predictor.learning.data import to_events
 from predictor.learning.sources import Dataset
 from predictor.models import model_dir
 from predictor.models.version import EncoderConfig
 from serving.process import ServiceProcess
+
+RECIPE = ClassicRecipe("bert_finetune", "pca", 8, 64, 3, 50, 1, texts=True)
 
 WORDS = ("red", "blue")
 ITEMS = {
@@ -65,7 +68,6 @@ def test_it_learns_and_serves(
 ) -> None:
     # As fast as a network that knows nothing needs it.
     monkeypatch.setattr(finetuning, "LEARNING_RATE", 3e-3)
-    monkeypatch.setattr(finetuning, "EPOCHS", 8)
     rng = np.random.default_rng(0)
     rows: list[tuple[str, ...]] = []
     for number in range(320):
@@ -82,6 +84,7 @@ def test_it_learns_and_serves(
     files = ["--events", events, "--items", items, "--cache-dir", cache, "--json"]
     files += ["--split", "leave-one-out"]
     arguments = ["train", "--model", "bert_finetune", "--encoder", tiny, "--out", str(out), *files]
+    arguments += ["--epochs", "8"]
     assert predictor_main(arguments) == 0, capsys.readouterr().err
     report = json.loads(capsys.readouterr().out)
     own = report["own_text_types"]
@@ -134,7 +137,7 @@ def test_too_little_to_learn(tiny: str, tmp_path: Path, types: int, texts: int) 
     data = dataset(tiny, types, texts)
     with pytest.raises(InvalidArgumentError, match=f"{texts} events to train on have a text"):
         finetuning.fine_tune(
-            data, data.events, tmp_path / "v", 1, cache_dir=tmp_path, progress=False
+            data, data.events, RECIPE, tmp_path / "v", cache_dir=tmp_path, progress=False
         )
 
 
@@ -142,7 +145,7 @@ def test_events_without_a_text_do_not_count(tiny: str, tmp_path: Path) -> None:
     data = replace(dataset(tiny, 2), text_vectors=np.zeros((40, 32), np.float32))
     with pytest.raises(InvalidArgumentError, match="0 events to train on have a text"):
         finetuning.fine_tune(
-            data, data.events, tmp_path / "v", 1, cache_dir=tmp_path, progress=False
+            data, data.events, RECIPE, tmp_path / "v", cache_dir=tmp_path, progress=False
         )
 
 
@@ -150,7 +153,7 @@ def test_an_encoder_that_is_not_here(tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "nowhere"), 2)
     with pytest.raises(InvalidArgumentError, match="cannot be loaded here") as caught:
         finetuning.fine_tune(
-            data, data.events, tmp_path / "v", 1, cache_dir=tmp_path, progress=False
+            data, data.events, RECIPE, tmp_path / "v", cache_dir=tmp_path, progress=False
         )
     assert caught.value.field == "encoder"
 
