@@ -178,5 +178,5 @@ class Study:
 
 def _sampler(kind: SamplerKind, seed: int, done: int) -> BaseSampler:
     """One for the trial that follows `done` others."""
-    own = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
+    own = int(np.random.SeedSequence(seed, spawn_key=(done,)).generate_state(1)[0])
     return RandomSampler(own) if kind == "random" else TPESampler(seed=own)

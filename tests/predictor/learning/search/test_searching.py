@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import signal
@@ -170,17 +172,31 @@ def command(tmp_path: Path, embedder_address: str) -> list[str]:
     return [*arguments, "--folds", "2", "--tune", "dropout", "--config", str(config), "--json"]
 
 
-def start(command: Sequence[str], until: str) -> subprocess.Popen[str]:
-    """Starts the command, and comes back in the middle of a trial."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "predictor", *command], stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:  # a bar's lines end where it is drawn anew
-        if line.startswith(until) and "/8 [" in line and " 0/8 [" not in line:
-            return process
-    raise AssertionError(f"no {until}")
+def in_the_middle_of(trial: str, line: str) -> bool:
+    """Whether a line of the bar says that some epochs of a trial are done."""
+    return f"{trial}/3: " in line and "/8 [" in line and " 0/8 [" not in line
+
+
+class Terminated(io.StringIO):
+    """A standard error that terminates its process in the middle of the second trial."""
+
+    def write(self, text: str) -> int:
+        if in_the_middle_of("trial 2", text):
+            signal.raise_signal(signal.SIGTERM)
+        return super().write(text)
+
+
+def kill_in_the_middle_of(trial: str, command: Sequence[str]) -> None:
+    arguments = [sys.executable, "-m", "predictor", *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # a bar's lines end where it is drawn anew
+            if in_the_middle_of(trial, line):
+                process.kill()
+        assert process.wait() == -signal.SIGKILL
 
 
 def test_a_killed_search_goes_on_as_if_it_had_not_been(
@@ -189,15 +205,11 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     assert commands.main([*command, "--out", str(tmp_path / "whole")]) == 0
     whole = json.loads(capsys.readouterr().out)
     command += ["--out", str(tmp_path / "killed")]
-    with start(command, "trial 2/3") as process:
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode == 130
-        assert "interrupted: 1 of 3 trials are kept in" in err
-        assert "the same command continues" in err
-    with start(command, "trial 3/3") as process:
-        process.kill()
-        process.communicate(timeout=30)
+    with contextlib.redirect_stderr(Terminated()) as terminated:
+        assert commands.main(command) == 130
+    assert "interrupted: 1 of 3 trials are kept in" in terminated.getvalue()
+    assert "the same command continues" in terminated.getvalue()
+    kill_in_the_middle_of("trial 3", command)
     kept = json.loads((tmp_path / "killed" / "search.json").read_text())
     assert len(kept["trials"]) == 2
     assert commands.main(command) == 0
