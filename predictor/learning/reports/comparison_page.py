@@ -30,7 +30,14 @@ TASKS = (
 INSTANTS = ("test_from", "validation_from")
 """Of a protocol: in microseconds."""
 
-PER_TYPE = ("precision", "recall", "f1", "roc_auc", "support", "predicted")
+PER_TYPE = {
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "support": "came",
+    "predicted": "predicted",
+}
 
 
 def page(report: Mapping[str, Any], pictures: Sequence[Picture]) -> str:

@@ -114,8 +114,8 @@ def _types(title: str, task: TypeLines, methods: Sequence[str]) -> list[Picture]
         results = TypeResults(task.names, own.probabilities, task.true, own.predicted)
         pictures += [
             Picture(title, method, f"{file}_confusion.png",
-                    f"{method}: true types down, predicted types across; the table beneath has "
-                    "the same numbers.", confusion_matrix(results)),
+                    f"{method}: true types down, predicted types across.",
+                    confusion_matrix(results)),
             Picture(title, method, f"{file}_calibration.png",
                     f"{method}: how often the most probable type came, by its probability.",
                     type_calibration(results)),
