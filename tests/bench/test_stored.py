@@ -24,7 +24,7 @@ ITEMS = 40
 class FakeRanker:
     """Adds some items of its own to what was found, and remembers what it scored."""
 
-    recipe = SimpleNamespace(searched=10)
+    searched = 10
 
     def __init__(self) -> None:
         self.scored: list[Pairs] = []
@@ -112,7 +112,7 @@ class FakeVersion:
 class Numbers:
     """Orders all items by their numbers."""
 
-    recipe = SimpleNamespace(searched=0)
+    searched = 0
 
     def candidates(self, histories: Any, searched: Pairs, *, repeats: bool) -> Pairs:
         rows = len(histories)
