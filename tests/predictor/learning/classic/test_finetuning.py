@@ -95,13 +95,13 @@ def test_it_learns_and_serves(
     assert version.config.encoder.name == str(out / "encoder")
     assert version.reports["lineage.json"]["fit"]["model_type"] == "bert_finetune"
 
-    encoder = ["--encoder", str(out / "encoder")]
-    assert predictor_main(["evaluate", str(out), *encoder, *files]) == 0
+    flags = ["--encoder", str(out / "encoder"), "--data-dir", str(tmp_path / "embedder")]
+    embedder = start_embedder(*flags)
+    assert predictor_main(["evaluate", str(out), "--embedder", embedder.address, *files]) == 0
     evaluated = json.loads(capsys.readouterr().out)
     measured = report["types"]["foretell"]["log_loss"]
     assert evaluated["types"]["foretell"]["log_loss"] == pytest.approx(measured, abs=1e-6)
 
-    embedder = start_embedder("--data-dir", str(tmp_path / "embedder"), *encoder)
     predictor = start_predictor(embedder.address)
     with Client(embedder.address, predictor.address) as client:
         client.upsert_items([Item(item_id, text) for item_id, text in ITEMS.items()])
