@@ -1,7 +1,7 @@
 """The whole toolbox on public data: how good each model is, and what it costs.
 
-Each model is trained by `python -m predictor train --model NAME` in a process of its own, one
-after the other, on files that come in through the import; its quality is what it wrote into
+Each model is trained as `python -m predictor train --model NAME` does it, in a process of its own,
+one after the other, on files that come in through the import; its quality is what it wrote into
 metrics.json. Complete Journey: each household's first basket from 2017-12-01 on, items and types.
 MovieLens small: the next type of every event in the last 20 % by time. A model that the budget
 leaves no time for has no figures.
@@ -10,7 +10,8 @@ Figures, {set} being journey or movielens:
 
 - {set}_{model}_{type_accuracy,type_macro_f1}: of the next behavior type.
   {set}_{model}_{hits_at_10,ndcg_at_10}: of the next items, journey only.
-- {set}_{model}_{train_s,peak_memory_mb}: of the process, reading and evaluation included.
+- {set}_{model}_{train_s,peak_memory_mb}: of the process, reading and evaluation included, without
+  baselines.
   {set}_{model}_predictions_s: types and items of histories in batches of 256, without the network.
 - journey_{user_knn,matrix_factorisation}_{ours,library}_ndcg_at_10: on validation, where histories
   are what was fitted: our code, and scikit-learn's neighbours or implicit's own user factors beside
@@ -26,22 +27,23 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 from implicit.als import AlternatingLeastSquares
 from sklearn.neighbors import NearestNeighbors
 
 from bench import datasets, harness, quality, stored
 from bench.harness import Budget, Figures, say
 from bench.trials import ITEM_METRICS, OURS, TYPE_METRICS, methods_of
-from predictor.learning import training
+from predictor.learning import sources, training
 from predictor.learning.data import Targets
 from predictor.learning.measures.answers import answer
 from predictor.learning.measures.baselines import histories_of
 from predictor.learning.measures.metrics import Floats, ItemScorer, item_metrics, users
 from predictor.learning.ranking import recommenders
+from predictor.learning.sequence.recipe import FitConfig
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol
 from predictor.models import model_dir
@@ -109,14 +111,11 @@ def measured(
     protocol = OURS[name]["whole"].protocol
     folder = options.out / f"{name}-{model.replace('_', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
-    command = [
-        sys.executable, "-m", "predictor", "train", "--model", model, "--out", str(folder),
-        "--events", str(loaded.files.events), "--items", str(loaded.files.items), "--json",
-        *_flags(protocol),
-    ]  # fmt: skip
+    files = str(loaded.files.events), str(loaded.files.items)
+    command = [sys.executable, "-c", _TRAIN, name, model, str(folder), *files, str(options.threads)]
     begin = time.monotonic()
     try:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=budget.left)
+        subprocess.run(command, check=True, timeout=budget.left)
     except subprocess.TimeoutExpired:
         say(f"{name}: {model} took longer than the budget")
         return {}
@@ -137,16 +136,23 @@ _OF_TYPES = tuple(TYPE_METRICS)
 _TRIAL = replace(OURS["journey"]["whole"], metrics=ITEM_METRICS | TYPE_METRICS, baselines=False)
 
 
-def _flags(protocol: Protocol) -> list[str]:
-    """The protocol as options of `train`."""
-    flags = ["--split", str(protocol.split), "--test-share", str(protocol.test_share)]
-    for name, moment in (
-        ("--test-from", protocol.test_from),
-        ("--validation-from", protocol.validation_from),
-    ):
-        if moment is not None:
-            flags += [name, datetime.fromtimestamp(moment / 1e6, UTC).isoformat()]
-    return flags
+_TRAIN = "import sys; from bench.toolbox import train; train(*sys.argv[1:])"
+
+
+def train(name: str, model: str, folder: str, events: str, items: str, threads: str) -> None:
+    """What the process of a model does."""
+    source = sources.read_files(Path(events), Path(items))
+    with sources.embedder(None, sources.CACHE_DIR, None) as client:
+        dataset = sources.with_vectors(source, client, progress=True)
+    torch.set_num_threads(int(threads))
+    training.train(
+        dataset,
+        Path(folder),
+        protocol=OURS[name]["whole"].protocol,
+        config=FitConfig(model_type=model),
+        item_baselines=False,
+        progress=True,
+    )
 
 
 def predictions_s(folder: Path, version: stored.Stored) -> float:

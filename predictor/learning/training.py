@@ -59,6 +59,7 @@ def train(
     protocol: Protocol | None = None,
     config: FitConfig | None = None,
     parts: bool = True,
+    item_baselines: bool = True,
     progress: bool = False,
     cache_dir: Path = CACHE_DIR,
 ) -> Trained:
@@ -74,6 +75,7 @@ def train(
         config: how to fit; its seed is the protocol's.
         parts: whether to fit the ranker and the type models; False leaves the sequence model alone,
             as classic models always are.
+        item_baselines: whether to measure baselines for items beside the version.
         progress: whether to show bars and the training curve on the standard error.
         cache_dir: where an embedder that is started keeps vectors, see sources.
 
@@ -122,7 +124,7 @@ def train(
     else:
         version = without_parts(answers, part)
     answers = answer(version, part.test, space)
-    found = compare(answers, dataset, part, warm)
+    found = compare(answers, dataset, part, warm, item_methods=item_baselines)
     report: dict[str, Any] = {
         "protocol": describe(part, protocol, exclude_history=exclude),
         "parts": about,

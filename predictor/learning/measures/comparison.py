@@ -56,18 +56,27 @@ class Comparison:
         return calibration.probabilities(self.hits[OWN].top_score)
 
 
-def compare(answers: Answers, dataset: Dataset, part: Split, warm: NDArray[np.bool_]) -> Comparison:
+def compare(
+    answers: Answers,
+    dataset: Dataset,
+    part: Split,
+    warm: NDArray[np.bool_],
+    *,
+    item_methods: bool = True,
+) -> Comparison:
     """Measures a version and every baseline on the test targets.
 
     Args:
         answers: the version's for part.test.
         dataset: part is its division.
         warm: (items,) whether training saw the item.
+        item_methods: whether to measure baselines for items, which large catalogues make long.
     """
     test, train = part.test, part.train
     found = Comparison(answers, {}, {}, popularity(train))
     if (test.item >= 0).any():
-        _compare_items(found, dataset, part, ~part.held_out if part.held_out.any() else warm)
+        scorers = item_baselines(train, dataset.item_vectors) if item_methods else {}
+        _compare_items(found, scorers, part, ~part.held_out if part.held_out.any() else warm)
     if (test.type >= 0).any():
         own = measure_types(answers.type_scorer, test, answers.chosen_types)
         baselines = type_baselines(train)
@@ -82,13 +91,13 @@ def compare(answers: Answers, dataset: Dataset, part: Split, warm: NDArray[np.bo
 
 
 def _compare_items(
-    found: Comparison, dataset: Dataset, part: Split, warm: NDArray[np.bool_]
+    found: Comparison, baselines: dict[str, ItemScorer], part: Split, warm: NDArray[np.bool_]
 ) -> None:
     answers = found.answers
     scorers: dict[str, ItemScorer] = {OWN: answers.item_scorer}
     if answers.version.ranker is not None:
         scorers[SEQUENCE] = answers.search_scorer
-    scorers |= item_baselines(part.train, dataset.item_vectors)
+    scorers |= baselines
     report = found.report["items"] = {}
     for method, scorer in scorers.items():
         hits = item_hits(

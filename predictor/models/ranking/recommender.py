@@ -152,7 +152,8 @@ class Recommender:
             some = Pairs.of(*_within(left_out, rows, self.items))
             blended[some.row, some.item] = -np.inf
             count = min(CANDIDATES, self.items)
-            best = np.argpartition(blended, -count, axis=1)[:, -count:]
+            # From the front: where most scores are equal and low, the other end takes far longer.
+            best = np.argpartition(-blended, count - 1, axis=1)[:, :count]
             row = np.repeat(np.arange(len(best)), count)
             finite = np.isfinite(blended[row, best.ravel()])
             found.append(Pairs.of(row[finite] + rows.start, best.ravel()[finite]))
@@ -223,7 +224,7 @@ class Recommender:
     def _user_knn(self, own: sparse.csr_matrix) -> Floats:
         similar = (_unit_rows(own) @ self._unit_users.T).toarray()
         k = min(self.neighbours, similar.shape[1])
-        nearest = np.argpartition(similar, -k, axis=1)[:, -k:]
+        nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
         weights = np.take_along_axis(similar, nearest, axis=1)
         bounds = np.arange(len(similar) + 1) * k
         some = sparse.csr_matrix((weights.ravel(), nearest.ravel(), bounds), similar.shape)
