@@ -94,7 +94,7 @@ def _section(title: str, body: str) -> str:
 
 
 def _summary(config: Report, report: Report) -> str:
-    kind = config.get("network", {}).get("encoder")
+    kind = str(config.get("network", {}).get("model_type", "")).removeprefix("bag:")
     what = f"A `{kind}` version of foretell" if kind else "A version of foretell"
     predicts = "the next behavior type"
     if config.get("has_items"):

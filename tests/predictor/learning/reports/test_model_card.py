@@ -14,7 +14,7 @@ from predictor.learning.reports.model_card import model_card
 CONFIG: dict[str, Any] = {
     "version": "shop-1",
     "encoder": {"name": "minilm", "pooling": "mean", "cols": 384},
-    "network": {"encoder": "transformer", "dims": 64},
+    "network": {"model_type": "transformer", "dims": 64},
     "behavior_types": ["view", "buy"],
     "history_length": 50,
     "repeats": "excluded",
@@ -49,6 +49,13 @@ LINEAGE: dict[str, Any] = {
     "threads": 1,
     "libraries": {"torch": "2.6", "numpy": "2.0"},
 }
+
+
+@pytest.mark.parametrize("kind", ["transformer", "bag:logistic", ""])
+def test_it_says_what_kind_of_model_it_is(kind: str) -> None:
+    card = model_card(CONFIG | {"network": {"model_type": kind}}, REPORT, {})
+    name = kind.removeprefix("bag:")
+    assert (f"A `{name}` version of foretell" if name else "A version of foretell") in card
 
 
 def test_a_card_says_what_was_measured_beside_the_baselines() -> None:
