@@ -255,7 +255,7 @@ class Database:
                     write.committed(result)
                 except Exception as error:
                     log.exception("a committed write could not be applied in memory")
-                    done[at] = write, error
+                    done[at] = write, _typed(error)
         return failed + done
 
 
@@ -359,6 +359,8 @@ def select_in(
 
 def _typed(error: Exception) -> Exception:
     """SQLite's own troubles as errors that a caller can act on."""
+    if isinstance(error, StopIteration):  # which no future takes
+        return RuntimeError("a write ran out of rows", error)
     if not isinstance(error, sqlite3.OperationalError):
         return error
     name = getattr(error, "sqlite_errorname", "")

@@ -40,7 +40,10 @@ AGE_GRACE_S = 300
 client's own. A stream begins anew, with the certificates and the token of then."""
 
 CRASH_SEEN_S = 0.1
-"""After this a server that ended by itself is noticed, and then again until its port is free."""
+"""After this a server that ended by itself is noticed."""
+
+LONGEST_PAUSE_S = 5.0
+"""Between two attempts to begin another one."""
 
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", limits.MESSAGE_BYTES),
@@ -130,9 +133,9 @@ async def running(
 
     servers = _Servers(bound, settings.port, settings.grace_s)
     await servers.start()
-    for name in names:
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
+        for name in names:
+            await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         yield f"{settings.host}:{servers.port}"
     finally:
         try:
@@ -166,6 +169,7 @@ class _Servers:
         self._grace_s = grace_s
         self._server, self.port = bound(port)
         self._ending: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     async def start(self) -> None:
         """Serves from here on."""
@@ -174,15 +178,18 @@ class _Servers:
 
     def stop(self) -> asyncio.Future[Any]:
         """Refuses new calls; done when those in flight are."""
+        self._stopping = True  # the cancellation may come just when the server has ended
         self._watching.cancel()
         self._end()
         return asyncio.gather(*self._ending)
 
     async def _watch(self) -> None:
-        while True:
+        while not self._stopping:
             try:
                 await self._server.wait_for_termination(CRASH_SEEN_S)
             except Exception as error:  # whatever it was, here it must not end the service
+                if self._stopping:
+                    return
                 log.error("the server has ended and begins anew: %s", error)
             else:
                 continue
@@ -190,14 +197,16 @@ class _Servers:
             await self._begin_anew()
 
     async def _begin_anew(self) -> None:
-        while True:
+        pause_s = CRASH_SEEN_S
+        while not self._stopping:
             try:
                 self._server, _ = self._bound(self.port)
                 await self._server.start()
                 return
-            except OSError as error:
-                log.warning("%s", error)
-                await asyncio.sleep(CRASH_SEEN_S)
+            except Exception as error:
+                log.error("no server yet: %s", error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _end(self) -> None:
         task = asyncio.create_task(_stop(self._server, self._grace_s))

@@ -60,6 +60,9 @@ def with_recommender(
 ) -> tuple[Version, Report]:
     """The version with a classic recommender for its items, and type models where they help.
 
+    What little validation chooses of a recommender (a weight a method, neighbours, alpha) is
+    measured and calibrated on it too.
+
     Args:
         answers: the version's, without parts, for part.validation.
         dataset: part is its division.

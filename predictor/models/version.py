@@ -133,7 +133,7 @@ class Version:
     """(rows, dims)."""
     golden: Golden
     ranker: SecondStage | None = None
-    """Orders what Search and the user's own history give; None: the order of Search stands."""
+    """Finds and orders items, of what Search gives too; None: the order of Search stands."""
     type_model: TypeModel | None = None
     """Its type probabilities stand instead of the network's."""
     item_type_model: ItemTypeModel | None = None

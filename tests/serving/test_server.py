@@ -1,6 +1,7 @@
 """Life of a server: health, reflection, taken ports, graceful stop."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from foretell.embedder.v1 import embedder_service_pb2 as pb
 from foretell.embedder.v1 import embedder_service_pb2_grpc as rpc
 from foretell.errors import UnavailableError
-from serving.server import OPTIONS, running
+from serving.server import OPTIONS, _Servers, running
 from serving.settings import ServiceSettings
 
 NAME = "foretell.embedder.v1.EmbedderService"
@@ -229,6 +230,66 @@ async def test_a_call_that_ends_the_server_while_it_stops() -> None:
         servicer.go.set()
         assert (await call).version == "1"
         await asyncio.wait_for(stopping, 10)
+
+
+async def test_what_cannot_begin_anew_at_once_is_tried_again() -> None:
+    servicer, failing = a_servicer(), [RuntimeError("a servicer's own"), OSError("taken")]
+    servicer.go.set()
+    begun = False
+
+    def register(server: grpc.aio.Server) -> Sequence[str]:
+        if begun and failing:
+            raise failing.pop()
+        return servicer.register(server)
+
+    async with running(settings(), register) as address:
+        begun = True
+        await asyncio.to_thread(send_deadly, address, b"Server shutdown")
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = rpc.EmbedderServiceStub(channel)
+            answer = stub.GetInfo(pb.GetInfoRequest(), wait_for_ready=True, timeout=30)
+            assert (await answer).version == "1"
+    assert not failing
+
+
+class Ended:
+    """A server that ends by itself at once, and says so when it is told."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.stopped = False
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self, grace_s: float) -> None:
+        self.stopped = True
+
+    async def wait_for_termination(self, timeout_s: float) -> bool:
+        await self.told.wait()
+        # As asyncio.wait_for of 3.11 may do where its future is done.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        raise UnicodeDecodeError("utf-8", b"", 0, 1, "ended")
+
+
+async def test_no_server_begins_after_the_stop() -> None:
+    made: list[Ended] = []
+
+    def bound(port: int) -> tuple[Any, int]:
+        made.append(Ended())
+        return made[-1], 1
+
+    servers = _Servers(bound, 0, 0.0)
+    await servers.start()
+    await asyncio.sleep(0)  # it watches
+    made[0].told.set()
+    await asyncio.sleep(0)  # it has been told, and not yet looked
+    await servers.stop()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(made) == 1
+    assert made[0].stopped
 
 
 async def test_too_many_calls_are_refused() -> None:

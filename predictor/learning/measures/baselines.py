@@ -189,14 +189,16 @@ def item_knn(train: Events) -> ItemScorer:
 
 
 def histories_of(train: Events) -> sparse.csr_matrix:
-    """(users, items) float32 log(1 + events) of those of MOST_USERS who have any: what the
+    """(users, items) float32 log(1 + events) of the first MOST_USERS who have any: what the
     recommenders know of training."""
-    some = (train.item >= 0) & (train.user < MOST_USERS)
-    shape = (len(train.user_ids), len(train.item_ids))
-    ones = np.ones(int(some.sum()), np.float32)
-    counts = sparse.csr_matrix((ones, (train.user[some], train.item[some])), shape)
+    some = train.item >= 0
+    users, row = np.unique(train.user[some], return_inverse=True)
+    kept = row < MOST_USERS
+    shape = (min(len(users), MOST_USERS), len(train.item_ids))
+    at = (row[kept], train.item[some][kept])
+    counts = sparse.csr_matrix((np.ones(int(kept.sum()), np.float32), at), shape)
     counts.sum_duplicates()
-    return counts[np.diff(counts.indptr) > 0].log1p().astype(np.float32)
+    return counts.log1p().astype(np.float32)
 
 
 def _training_users(train: Events) -> tuple[Ints, Ints]:

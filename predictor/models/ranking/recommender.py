@@ -11,12 +11,13 @@
 - `personal`: how often the history has the item, an event counting less with its age.
 - `popular`: log of the events in training.
 
-A blend's score is the weighted sum of its methods', each scaled to at most 1 within a history; only
+A blend's score is the weighted sum of its methods', each scaled to 0 to 1 within a history; only
 `content` is as the search gives it. They are fitted by predictor.learning.ranking.recommenders.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,7 +63,13 @@ PERSONAL_BASKETS = 20.0
 """The same in personal, as in the baseline decayed_frequency."""
 
 AT_ONCE = 8_000_000
-"""Scores of one method that are looked at together: bounds memory."""
+"""Scores of one method, or likenesses of users, that are looked at together: bounds memory."""
+
+LARGEST = 1e6
+"""Of weights, factors and settings, which float32 can still add up; 1 / LARGEST the least."""
+
+LARGEST_VALUE = 40.0
+"""Of Recommender.had: e to it is more events than anybody counts."""
 
 TIES = np.float32(1e-6)
 """What popularity adds to a score between 0 and 1: no more than order among equal ones."""
@@ -86,7 +93,8 @@ class Factors:
             part = slice(weights.indptr[row], weights.indptr[row + 1])
             items = self.items[weights.indices[part]]
             trust = np.float32(self.alpha) * weights.data[part]
-            found[row] = np.linalg.solve(gram + (items.T * (trust - 1)) @ items, trust @ items)
+            with contextlib.suppress(np.linalg.LinAlgError):  # of a stranger's factors
+                found[row] = np.linalg.solve(gram + (items.T * (trust - 1)) @ items, trust @ items)
         return found
 
     @cached_property
@@ -102,7 +110,7 @@ class Recommender:
     weights: Mapping[str, float]
     """Of the METHODS that are read; positive."""
     had: sparse.csr_matrix
-    """(users, items) float32 log(1 + events) in training."""
+    """(users, items) float32 log(1 + events) in training, of some of its users."""
     factors: Factors | None
     """None where no method reads them."""
     repeats: bool
@@ -165,7 +173,8 @@ class Recommender:
     ) -> Floats:
         """(pairs,) the higher the better; those of one history compare.
 
-        An item that is newer than the catalogue at training has the score of its text alone.
+        An item that is newer than the catalogue at training has the score of its text, where that
+        is read, and else the lowest.
 
         Args:
             histories: as for candidates.
@@ -192,11 +201,11 @@ class Recommender:
             yield rows, blended
 
     def method_scores(self, histories: Histories) -> Iterator[tuple[slice, dict[str, Floats]]]:
-        """Rows of histories, and what each method but `content` gives them: (rows, items) up to 1.
+        """Rows of histories, and what each method but `content` gives them: (rows, items) 0 to 1.
 
         Where a method knows nothing of a history, all its scores are zero.
         """
-        step = max(1, AT_ONCE // max(1, self.items))
+        step = max(1, AT_ONCE // max(self.had.shape))
         counts = self._weights(histories, np.inf)
         recent = self._weights(histories, KNN_BASKETS)
         personal = self._weights(histories, PERSONAL_BASKETS)
@@ -204,14 +213,14 @@ class Recommender:
             rows = slice(begin, min(begin + step, len(histories)))
             scores = {}
             if "item_knn" in self.weights:
-                scores["item_knn"] = _up_to_one(self._item_knn(recent[rows]))
+                scores["item_knn"] = _to_one(self._item_knn(recent[rows]))
             if "user_knn" in self.weights:
-                scores["user_knn"] = _up_to_one(self._user_knn(_log1p(counts[rows])))
+                scores["user_knn"] = _to_one(self._user_knn(_log1p(counts[rows])))
             if "matrix_factorisation" in self.weights and self.factors is not None:
                 users = self.factors.users(_log1p(counts[rows]))
-                scores["matrix_factorisation"] = _up_to_one(users @ self.factors.items.T)
+                scores["matrix_factorisation"] = _to_one(users @ self.factors.items.T)
             if "personal" in self.weights:
-                scores["personal"] = _up_to_one(personal[rows].toarray())
+                scores["personal"] = _to_one(personal[rows].toarray())
             if "popular" in self.weights:
                 scores["popular"] = np.tile(self._popular, (rows.stop - begin, 1))
             yield rows, scores
@@ -309,8 +318,8 @@ class Recommender:
             weights = {str(name): float(weight) for name, weight in head["weights"].items()}
             if not weights or not weights.keys() <= set(METHODS):
                 raise ValueError(f"weights are not of {', '.join(METHODS)}")
-            if not all(0 < weight < np.inf for weight in weights.values()):
-                raise ValueError("a weight is not positive")
+            for name, weight in weights.items():
+                _check_number(name, weight)
             if not isinstance(head["repeats"], bool):
                 raise ValueError("repeats is neither true nor false")
             if type(head["neighbours"]) is not int or head["neighbours"] < 1:
@@ -333,8 +342,17 @@ def _matrix(tensors: Mapping[str, NDArray[Any]]) -> sparse.csr_matrix:
         raise ValueError("sizes do not fit together")
     if first[0] != 0 or first[-1] != len(item) or (np.diff(first) < 0).any():
         raise ValueError("first does not ascend from 0 to the number of values")
-    if len(item) and not (item.min() >= 0 and item.max() < items[0] and value.min() > 0):
+    if (first < 0).any() or (first > len(item)).any():
+        raise ValueError("first is out of range")
+    if not len(item):
+        raise ValueError("nobody had anything")
+    within = item.min() >= 0 and item.max() < items[0]
+    if not (within and value.min() > 0 and value.max() <= LARGEST_VALUE):
         raise ValueError("an item or value is out of range")
+    rising = np.diff(item) > 0
+    rising[first[(first > 0) & (first < len(item))] - 1] = True  # from one user to the next
+    if not rising.all():
+        raise ValueError("the items of a user do not ascend")
     return sparse.csr_matrix((value, item, first), (len(first) - 1, int(items[0])))
 
 
@@ -342,10 +360,17 @@ def _factors(tensors: Mapping[str, NDArray[Any]], head: Mapping[str, Any], items
     found = tensors["factors"]
     if found.ndim != 2 or len(found) != items or found.dtype != np.float32 or not found.shape[1]:
         raise ValueError(f"factors are {found.dtype} {found.shape}, not of {items} items")
-    alpha, regularisation = float(head["alpha"]), float(head["regularisation"])
-    if not (0 < alpha < np.inf and 0 < regularisation < np.inf):
-        raise ValueError("alpha or regularisation is not positive")
-    return Factors(found, alpha, regularisation)
+    if not np.abs(found).max(initial=0.0) <= LARGEST:
+        raise ValueError("factors are out of range")
+    settings = {name: float(head[name]) for name in ("alpha", "regularisation")}
+    for name, value in settings.items():
+        _check_number(name, value)
+    return Factors(found, **settings)
+
+
+def _check_number(name: str, value: float) -> None:
+    if not 1 / LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} is {value:g}, which is out of range")
 
 
 def _within(pairs: Pairs, rows: slice, items: int) -> tuple[Ints, Ints]:
@@ -360,10 +385,11 @@ def _log1p(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return counts.log1p()
 
 
-def _up_to_one(scores: Floats) -> Floats:
-    """Rows scaled so that their largest score is 1; those without a positive one are zero."""
-    largest = scores.max(axis=1, keepdims=True, initial=0.0)
-    scaled: Floats = np.where(largest > 0, scores / np.maximum(largest, 1e-12), 0.0)
+def _to_one(scores: Floats) -> Floats:
+    """Rows scaled to a largest score of 1, and before that lifted to 0 where some are negative."""
+    least = scores.min(axis=1, keepdims=True, initial=0.0)
+    most = scores.max(axis=1, keepdims=True, initial=0.0)
+    scaled: Floats = (scores - least) / np.maximum(most - least, np.float32(1e-12))
     return scaled
 
 
