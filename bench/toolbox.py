@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from implicit.als import AlternatingLeastSquares
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from bench import datasets, harness, quality, stored
 from bench.harness import Budget, Figures, say
@@ -182,11 +183,12 @@ def beside_libraries(dataset: Dataset, protocol: Protocol) -> Figures:
     user = users(part.validation)
     targets = part.validation.subset((user >= 0) & (rows[np.maximum(user, 0)] >= 0))
     factors = recommenders.factorise(had, ALPHA, seed=1)
-    library = AlternatingLeastSquares(
-        recommenders.FACTORS, regularization=recommenders.REGULARISATION, alpha=ALPHA,
-        iterations=recommenders.ITERATIONS, random_state=1, num_threads=1, use_gpu=False,
-    )  # fmt: skip
-    library.fit(had, show_progress=False)
+    with threadpool_limits(1, "blas"):
+        library = AlternatingLeastSquares(
+            recommenders.FACTORS, regularization=recommenders.REGULARISATION, alpha=ALPHA,
+            iterations=recommenders.ITERATIONS, random_state=1, num_threads=1, use_gpu=False,
+        )  # fmt: skip
+        library.fit(had, show_progress=False)
     near = NearestNeighbors(n_neighbors=NEIGHBOURS, metric="cosine").fit(had)
 
     def of_rows(score: Callable[[Ints], Floats]) -> ItemScorer:

@@ -9,6 +9,7 @@ from implicit.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 from scipy.optimize import minimize  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from predictor.learning.data import Events
 from predictor.learning.measures.answers import Answers
@@ -81,11 +82,12 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
 
 def factorise(had: sparse.csr_matrix, alpha: float, seed: int) -> Factors:
     """Weighted alternating least squares, by the library `implicit`."""
-    model = AlternatingLeastSquares(
-        FACTORS, regularization=REGULARISATION, alpha=alpha, iterations=ITERATIONS,
-        random_state=seed, num_threads=1, use_gpu=False,
-    )  # fmt: skip
-    model.fit(had, show_progress=False)
+    with threadpool_limits(1, "blas"):  # its products are small: threads would wait for one another
+        model = AlternatingLeastSquares(
+            FACTORS, regularization=REGULARISATION, alpha=alpha, iterations=ITERATIONS,
+            random_state=seed, num_threads=1, use_gpu=False,
+        )  # fmt: skip
+        model.fit(had, show_progress=False)
     return Factors(np.ascontiguousarray(model.item_factors), alpha, REGULARISATION)
 
 

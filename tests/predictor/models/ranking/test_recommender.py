@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from scipy import sparse  # type: ignore[import-untyped]
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from predictor.models.history import Histories
 from predictor.models.ranking import recommender as module
@@ -73,10 +74,11 @@ def test_user_knn_is_what_a_library_finds() -> None:
 
 
 def test_matrix_factorisation_reads_a_history_as_the_library_does() -> None:
-    library = AlternatingLeastSquares(
-        8, regularization=0.05, alpha=10.0, iterations=5, random_state=1, num_threads=1
-    )
-    library.fit(training(), show_progress=False)
+    with threadpool_limits(1, "blas"):
+        library = AlternatingLeastSquares(
+            8, regularization=0.05, alpha=10.0, iterations=5, random_state=1, num_threads=1
+        )
+        library.fit(training(), show_progress=False)
     ours = Factors(library.item_factors, 10.0, 0.05)
     found = dense(recommender("matrix_factorisation", factors=ours))
     for row in (0, 2, 3):
