@@ -8,7 +8,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby
@@ -52,8 +52,7 @@ class _Write(Generic[T]):
     """What follows in the queue with the same one is done with it: a result for each part."""
     part: Any
     committed: Callable[[T], None] | None
-    future: Future[T] | asyncio.Future[T]
-    """Of a coroutine the loop's own, which is resolved there."""
+    future: Future[T]
 
 
 class Database:
@@ -123,9 +122,9 @@ class Database:
         in the order of the commits: what is derived from the database is brought up to date
         there, so that whoever has the answer sees its effect.
         """
-        future: Future[T] = Future()
-        self._put(_Write(_alone(apply), None, committed, future))
-        return future
+        return self._put(
+            _Write(lambda connection, _: [apply(connection)], None, committed, Future())
+        )
 
     async def write(
         self,
@@ -133,9 +132,7 @@ class Database:
         committed: Callable[[T], None] | None = None,
     ) -> T:
         """`submit` for coroutines. A cancelled caller's write is done all the same."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Write(_alone(apply), None, committed, future))
-        return await future
+        return await _waited_for(self.submit(apply, committed))
 
     async def write_part(
         self,
@@ -146,9 +143,7 @@ class Database:
 
         Raises the error that `apply` gives for the part; what it raises itself fails all of them.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(_Write(apply, part, None, future))
-        return await future
+        return await _waited_for(self._put(_Write(apply, part, None, Future())))
 
     def close(self) -> None:
         """Commits what waits and closes all connections."""
@@ -161,11 +156,12 @@ class Database:
         for connection in self._connections:
             connection.close()
 
-    def _put(self, write: _Write[T]) -> None:
+    def _put(self, write: _Write[T]) -> Future[T]:
         with self._closing:  # nothing may come after the mark that ends the writer
             if self._closed:
                 raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
             self._queue.put(write)
+        return write.future
 
     def _connect(self) -> sqlite3.Connection:
         # Any thread may close it (in `close`); each thread uses only its own.
@@ -219,16 +215,18 @@ class Database:
                 while len(group) < GROUP:
                     group.append(self._queue.get_nowait())
             running = None not in group
-            writes = [write for write in group if write is not None and _begun(write.future)]
+            # A write that has begun cannot be cancelled any more.
+            writes = [
+                write
+                for write in group
+                if write is not None and write.future.set_running_or_notify_cancel()
+            ]
             if writes:
-                _settle(self._commit(connection, writes))
+                self._commit(connection, writes)
 
-    def _commit(
-        self, connection: sqlite3.Connection, writes: list[_Write[Any]]
-    ) -> list[tuple[_Write[Any], Any]]:
-        """Runs the writes in one transaction; gives each with its result or its error."""
+    def _commit(self, connection: sqlite3.Connection, writes: list[_Write[Any]]) -> None:
+        """Runs the writes in one transaction; then resolves their futures."""
         done: list[tuple[_Write[Any], Any]] = []
-        failed: list[tuple[_Write[Any], Any]] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
             for apply, several in groupby(writes, key=attrgetter("apply")):
@@ -241,63 +239,40 @@ class Database:
                     if not connection.in_transaction:  # a full disk ends the transaction itself
                         raise
                     connection.execute("ROLLBACK TO one")
-                    failed.extend((write, _typed(error)) for write in together)
+                    for write in together:
+                        write.future.set_exception(_typed(error))
                 connection.execute("RELEASE one")
             connection.execute("COMMIT")
         except Exception as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            told = {id(write) for write, _ in failed}
-            return failed + [(each, _typed(error)) for each in writes if id(each) not in told]
-        for at, (write, result) in enumerate(done):
-            if write.committed is not None and not isinstance(result, ForetellError):
-                try:
+            for write in writes:
+                if not write.future.done():
+                    write.future.set_exception(_typed(error))
+            return
+        for write, result in done:
+            if isinstance(result, ForetellError):
+                write.future.set_exception(result)
+                continue
+            try:
+                if write.committed is not None:
                     write.committed(result)
-                except Exception as error:
-                    log.exception("a committed write could not be applied in memory")
-                    done[at] = write, _typed(error)
-        return failed + done
+                write.future.set_result(result)
+            except Exception as error:
+                log.exception("a committed write could not be applied in memory")
+                write.future.set_exception(error)
 
 
-def _alone(
-    apply: Callable[[sqlite3.Connection], T],
-) -> Callable[[sqlite3.Connection, Sequence[Any]], Sequence[T]]:
-    """A write that nothing is done together with: no two of these functions are equal."""
-    return lambda connection, _: [apply(connection)]
+async def _waited_for(write: Future[T]) -> T:
+    done = asyncio.wrap_future(write)
+    done.add_done_callback(_noticed)
+    return await asyncio.shield(done)
 
 
-def _begun(future: Future[Any] | asyncio.Future[Any]) -> bool:
-    """Whether the write is to be done; one that has begun cannot be cancelled any more.
-
-    A coroutine's is done whoever waits for it.
-    """
-    return not isinstance(future, Future) or future.set_running_or_notify_cancel()
-
-
-def _settle(done: Iterable[tuple[_Write[Any], Any]]) -> None:
-    """Resolves the futures of writes; those of a loop with one wake-up."""
-    of_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for write, result in done:
-        if isinstance(write.future, Future):
-            _resolve(write.future, result)
-        else:
-            of_loop.setdefault(write.future.get_loop(), []).append((write.future, result))
-    for loop, some in of_loop.items():
-        with contextlib.suppress(RuntimeError):  # it is closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve_waiting, some)
-
-
-def _resolve_waiting(some: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
-    for future, result in some:
-        if not future.done():  # its caller has left
-            _resolve(future, result)
-
-
-def _resolve(future: Future[Any] | asyncio.Future[Any], result: Any) -> None:
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
+def _noticed(done: asyncio.Future[Any]) -> None:
+    """A write that fails when its caller has left is no exception that nobody has handled."""
+    if not done.cancelled():
+        done.exception()
 
 
 @contextlib.contextmanager
@@ -359,8 +334,6 @@ def select_in(
 
 def _typed(error: Exception) -> Exception:
     """SQLite's own troubles as errors that a caller can act on."""
-    if isinstance(error, StopIteration):  # which no future takes
-        return RuntimeError("a write ran out of rows", error)
     if not isinstance(error, sqlite3.OperationalError):
         return error
     name = getattr(error, "sqlite_errorname", "")

@@ -4,7 +4,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,16 +122,6 @@ async def test_an_error_of_committed_reaches_the_caller_and_the_log(
         await database.write(lambda c: insert(c, 1), fail)
     assert "could not be applied" in caplog.text
     assert await database.write(lambda c: insert(c, 2)) == 2
-
-
-async def test_an_error_that_no_future_takes_holds_nobody_up(database: Database) -> None:
-    def bad(connection: sqlite3.Connection) -> int:
-        return next(iter([]))
-
-    writes = [database.write(bad), *(database.write(partial(insert, number=n)) for n in range(3))]
-    answers = await asyncio.wait_for(asyncio.gather(*writes, return_exceptions=True), 10)
-    assert isinstance(answers[0], RuntimeError)
-    assert not any(isinstance(answer, Exception) for answer in answers[1:])
 
 
 async def test_a_cancelled_callers_write_is_done(database: Database) -> None:
