@@ -281,7 +281,8 @@ class Models:
             ]
             if not late:
                 return
-            if asyncio.get_running_loop().time() > deadline:
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
                 names = ", ".join(
                     f"{process.name} ({process.note})" if process.note else process.name
                     for process in late
@@ -291,7 +292,8 @@ class Models:
                     reason="PROCESSES_LATE",
                     metadata={"processes": ",".join(process.name for process in late)},
                 )
-            await asyncio.sleep(LOOK_S)
+            # Not beyond the deadline: what is left behind it is for the answer's way.
+            await asyncio.sleep(min(LOOK_S, left_s))
 
 
 def _activate(connection: sqlite3.Connection, name: str) -> pb.ActivateModelResponse:
