@@ -40,14 +40,13 @@ from bench.harness import Budget, Figures, say
 from bench.trials import ITEM_METRICS, OURS, TYPE_METRICS, methods_of
 from predictor.learning import sources, training
 from predictor.learning.data import Targets
-from predictor.learning.measures.answers import answer
+from predictor.learning.measures.answers import Answers, answer
 from predictor.learning.measures.baselines import histories_of
 from predictor.learning.measures.metrics import Floats, ItemScorer, item_metrics, users
 from predictor.learning.ranking import recommenders
 from predictor.learning.sequence.recipe import FitConfig
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol
-from predictor.models import model_dir
 from predictor.models.history import Ints
 from predictor.models.ranking.recommender import Recommender
 from predictor.models.version import OWN
@@ -61,6 +60,9 @@ MODELS: Mapping[str, Sequence[str]] = {
 """What is trained on which set."""
 
 ALL = tuple(dict.fromkeys(model for models in MODELS.values() for model in models))
+
+TRIAL = replace(OURS["journey"]["whole"], metrics=ITEM_METRICS | TYPE_METRICS, baselines=False)
+"""What is read of a report."""
 
 SHOWN = ("type_accuracy", "type_macro_f1", "hits_at_10", "ndcg_at_10")
 COSTS = ("train_s", "peak_memory_mb", "predictions_s")
@@ -121,20 +123,16 @@ def measured(
         say(f"{name}: {model} took longer than the budget")
         return {}
     figures: Figures = {"train_s": round(time.monotonic() - begin, 1)}
-    version = stored.load(folder, loaded.data, protocol)
-    metrics = methods_of(version.answers.version.reports["metrics.json"], _TRIAL)[OWN]
+    answers = stored.load(folder, loaded.data, protocol).answers
+    reports = answers.version.reports
+    metrics = methods_of(reports["metrics.json"], TRIAL)[OWN]
     items = model not in TYPES and name == "journey"
     figures |= {
-        key: metrics[key] for key in SHOWN if key in metrics and (items or key in _OF_TYPES)
+        key: metrics[key] for key in SHOWN if key in metrics and (items or key in TYPE_METRICS)
     }
-    lineage = version.answers.version.reports["lineage.json"]
-    figures["peak_memory_mb"] = round(lineage["peak_memory_bytes"] / 2**20)
-    figures["predictions_s"] = round(predictions_s(folder, version))
+    figures["peak_memory_mb"] = round(reports["lineage.json"]["peak_memory_bytes"] / 2**20)
+    figures["predictions_s"] = round(predictions_s(answers))
     return figures
-
-
-_OF_TYPES = tuple(TYPE_METRICS)
-_TRIAL = replace(OURS["journey"]["whole"], metrics=ITEM_METRICS | TYPE_METRICS, baselines=False)
 
 
 _TRAIN = "import sys; from bench.toolbox import train; train(*sys.argv[1:])"
@@ -156,17 +154,15 @@ def train(name: str, model: str, folder: str, events: str, items: str, threads: 
     )
 
 
-def predictions_s(folder: Path, version: stored.Stored) -> float:
+def predictions_s(answers: Answers) -> float:
     """Histories a second: types and, where there are any, items."""
-    test = version.part.test
-    some = test.subset(np.arange(len(test)) < PREDICTED)
-    fresh = model_dir.load(folder)  # nothing of it has been computed yet
+    some = answers.targets.subset(np.arange(len(answers.targets)) < PREDICTED)
     seconds = []
     for _ in range(2):  # the first time reads the trees
         begin = time.perf_counter()
-        again = answer(fresh, some, version.answers.space)
+        again = answer(answers.version, some, answers.space)
         assert len(again.type_probabilities) == len(some)
-        if fresh.config.has_items:
+        if answers.version.config.has_items:
             for begin_row in range(0, len(some), 256):
                 again.item_scorer(some, slice(begin_row, min(begin_row + 256, len(some))))
         seconds.append(time.perf_counter() - begin)

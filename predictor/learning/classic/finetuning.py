@@ -29,6 +29,7 @@ from tqdm import tqdm
 from foretell.errors import InvalidArgumentError
 from foretell.vectors import Vectors
 from predictor.learning import sources
+from predictor.learning.classic.heads import of_both_classes
 from predictor.learning.classic.recipe import ClassicRecipe
 from predictor.learning.data import Events, token_vectors
 from predictor.learning.measures.type_metrics import type_metrics
@@ -214,9 +215,7 @@ def fine_tune(
 
 def _of_all(model: LogisticRegression, types: int) -> tuple[Vectors, Vectors]:
     """Weights of the types that were met; the others stay improbable."""
-    weight, bias = model.coef_, model.intercept_
-    if len(weight) == 1:  # of two, scikit-learn scores the second
-        weight, bias = np.concatenate([0 * weight, weight]), np.append(0 * bias, bias)
+    weight, bias = of_both_classes(model.coef_, model.intercept_)
     full = np.zeros((types, weight.shape[1]), np.float32)
     shift = np.full(types, bias.min() - 5, np.float32)
     full[model.classes_], shift[model.classes_] = weight, bias

@@ -21,6 +21,7 @@ from sklearn.neural_network import MLPClassifier
 
 from predictor.learning.classic.recipe import FINE_TUNED, ClassicRecipe
 from predictor.learning.measures.metrics import Floats
+from predictor.learning.types.fitting import LEAF_LINES, PARAMETERS
 from predictor.models.history import Ints
 
 ALPHAS = (100_000.0, 10_000.0, 1_000.0, 100.0, 10.0)
@@ -53,21 +54,8 @@ PATIENCE_ROUNDS = 20
 MOST_TREES = 6_000
 """Over all types: bounds time where there are hundreds."""
 
-TREES = {
-    "objective": "multiclass",
-    "num_leaves": 15,
-    "learning_rate": 0.05,
-    "feature_fraction": 0.2,
-    "boost_from_average": False,
-    "deterministic": True,
-    "force_row_wise": True,
-    "num_threads": 1,
-    "verbose": -1,
-}
-"""As the type models', see types.fitting."""
-
-LEAF_LINES = 200
-"""Of a leaf, and at most a twentieth of all lines."""
+TREES = {**PARAMETERS, "boost_from_average": False}
+"""As the type models', but that they start from the types' shares."""
 
 Layers = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
@@ -251,9 +239,8 @@ def _of_all_types(layers: Layers, classes: Ints, learn: Lines, log_shares: Float
 
     One that it did not meet is as likely on average as its share says.
     """
-    *hidden, (weight, bias) = layers
-    if len(weight) < len(classes):  # of two, scikit-learn scores the second
-        weight, bias = np.concatenate([0 * weight, weight]), np.append(0 * bias, bias)
+    *hidden, last = layers
+    weight, bias = of_both_classes(*last)
     out = np.zeros((len(log_shares), weight.shape[1])), log_shares.astype(np.float64)
     out[0][classes], out[1][classes] = weight, bias
     absent = np.setdiff1d(np.arange(len(log_shares)), classes)
@@ -261,6 +248,13 @@ def _of_all_types(layers: Layers, classes: Ints, learn: Lines, log_shares: Float
         scores = scores_of([*hidden, (weight, bias)], learn.features)
         out[1][absent] += logsumexp(scores, axis=1).mean()
     return [*hidden, out]
+
+
+def of_both_classes(weight: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(classes, k) and (classes,): of two classes scikit-learn has those of the second alone."""
+    if len(weight) > 1:
+        return weight, bias
+    return np.concatenate([0 * weight, weight]), np.append(0 * bias, bias)
 
 
 def scores_of(layers: Layers, features: Floats) -> NDArray[np.floating]:

@@ -14,7 +14,7 @@ from foretell.vectors import Vectors
 from predictor.learning.data import Events, Targets, ragged
 from predictor.learning.measures.metrics import Floats, ItemScorer, users
 from predictor.models.history import Ints
-from predictor.models.ranking.recommender import Recommender
+from predictor.models.ranking.recommender import Recommender, unit_rows
 
 DAY = 86_400_000_000
 """In microseconds."""
@@ -151,7 +151,7 @@ def tifu_knn(train: Events) -> ItemScorer:
     """
     everyone = _training_users(train)
     vectors = _decayed(train, *everyone, train.basket, HALF_LIFE_BASKETS)
-    unit = _unit_rows(vectors)
+    unit = unit_rows(vectors)
     # Smaller than what any neighbour adds.
     ties = _below_one(popularity(train)) * np.float32(1e-9)
 
@@ -160,7 +160,7 @@ def tifu_knn(train: Events) -> ItemScorer:
         own = _decayed(
             events, targets.begin[rows], targets.end[rows], events.basket, HALF_LIFE_BASKETS
         )
-        similar = (_unit_rows(own) @ unit.T).toarray()
+        similar = (unit_rows(own) @ unit.T).toarray()
         user = users(targets, rows)
         inside = np.flatnonzero((user >= 0) & (user < similar.shape[1]))
         similar[inside, user[inside]] = 0
@@ -294,8 +294,3 @@ def _counts(
     shape = (len(lengths), len(events.item_ids))
     summed = sparse.csr_matrix((values, (row[some], item[some])), shape=shape)
     return summed.astype(np.float32)
-
-
-def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-    return sparse.diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ matrix

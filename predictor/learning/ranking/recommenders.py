@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,21 +64,24 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
     methods = RECOMMENDERS[name]
     had = histories_of(train)
     repeats = not answers.exclude_history
-    factors = None
-    if "matrix_factorisation" in methods:
-        factors = _best_factors(had, answers, seed, repeats=repeats)
-    whole = Recommender(dict.fromkeys(methods, 1.0), had, factors, repeats)
-    if "user_knn" in methods:
-        whole = replace(whole, neighbours=_best_neighbours(whole, answers))
+    whole = Recommender(dict.fromkeys(methods, 1.0), had, None, repeats)
     alone = {}
-    if len(methods) > 1:
-        alone = {
-            method: _measured(replace(whole, weights={method: 1.0}), answers) for method in methods
-        }
-        whole = replace(whole, weights=blend(whole, answers))
-        if "matrix_factorisation" not in whole.weights:
-            whole = replace(whole, factors=None)
-    return FittedRecommender(whole, _measured(whole, answers), _measured(None, answers), alone)
+    for method in methods:
+        one = replace(whole, weights={method: 1.0})
+        tried = [one]
+        if method == "matrix_factorisation":
+            tried = [replace(one, factors=factorise(had, alpha, seed)) for alpha in ALPHAS]
+        elif method == "user_knn":
+            tried = [replace(one, neighbours=count) for count in NEIGHBOURS]
+        best, alone[method] = _best(tried, answers)
+        whole = replace(best, weights=whole.weights)
+    search = _measured(None, answers)
+    if len(methods) == 1:
+        return FittedRecommender(whole, alone[methods[0]], search, {})
+    whole = replace(whole, weights=blend(whole, answers))
+    if "matrix_factorisation" not in whole.weights:
+        whole = replace(whole, factors=None)
+    return FittedRecommender(whole, _measured(whole, answers), search, alone)
 
 
 def factorise(had: sparse.csr_matrix, alpha: float, seed: int) -> Factors:
@@ -91,18 +95,11 @@ def factorise(had: sparse.csr_matrix, alpha: float, seed: int) -> Factors:
     return Factors(np.ascontiguousarray(model.item_factors), alpha, REGULARISATION)
 
 
-def _best_factors(had: sparse.csr_matrix, answers: Answers, seed: int, *, repeats: bool) -> Factors:
-    found = [factorise(had, alpha, seed) for alpha in ALPHAS]
-    weights = {"matrix_factorisation": 1.0}
-    measured = [_measured(Recommender(weights, had, one, repeats), answers) for one in found]
-    return found[int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))]
-
-
-def _best_neighbours(recommender: Recommender, answers: Answers) -> int:
-    weights = {"user_knn": 1.0}
-    tried = [replace(recommender, weights=weights, neighbours=count) for count in NEIGHBOURS]
+def _best(tried: Sequence[Recommender], answers: Answers) -> tuple[Recommender, dict[str, float]]:
+    """The one with the largest NDCG, of equal ones the first, and its item_metrics."""
     measured = [_measured(one, answers) for one in tried]
-    return NEIGHBOURS[int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))]
+    at = int(np.argmax([metrics["ndcg_at_10"] for metrics in measured]))
+    return tried[at], measured[at]
 
 
 def _measured(recommender: Recommender | None, answers: Answers) -> dict[str, float]:

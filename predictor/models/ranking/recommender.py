@@ -56,11 +56,13 @@ CANDIDATES = 200
 SEARCHED = 200
 """The same of those that Search gives, where it counts."""
 
-KNN_BASKETS = 2.0
-"""Half-life, in baskets, of an item of the history in item_knn."""
-
-PERSONAL_BASKETS = 20.0
-"""The same in personal, as in the baseline decayed_frequency."""
+HALF_LIVES = {
+    "item_knn": 2.0,
+    "user_knn": np.inf,
+    "matrix_factorisation": np.inf,
+    "personal": 20.0,  # as in the baseline decayed_frequency
+}
+"""In baskets, of an item of the history in the methods that read it."""
 
 AT_ONCE = 8_000_000
 """Scores of one method, or likenesses of users, that are looked at together: bounds memory."""
@@ -206,21 +208,20 @@ class Recommender:
         Where a method knows nothing of a history, all its scores are zero.
         """
         step = max(1, AT_ONCE // max(self.had.shape))
-        counts = self._weights(histories, np.inf)
-        recent = self._weights(histories, KNN_BASKETS)
-        personal = self._weights(histories, PERSONAL_BASKETS)
+        had = self._read(histories)
         for begin in range(0, len(histories), step):
             rows = slice(begin, min(begin + step, len(histories)))
+            own = {name: weights[rows] for name, weights in had.items()}
             scores = {}
-            if "item_knn" in self.weights:
-                scores["item_knn"] = _to_one(self._item_knn(recent[rows]))
-            if "user_knn" in self.weights:
-                scores["user_knn"] = _to_one(self._user_knn(_log1p(counts[rows])))
-            if "matrix_factorisation" in self.weights and self.factors is not None:
-                users = self.factors.users(_log1p(counts[rows]))
+            if "item_knn" in own:
+                scores["item_knn"] = _to_one(self._item_knn(own["item_knn"]))
+            if "user_knn" in own:
+                scores["user_knn"] = _to_one(self._user_knn(own["user_knn"].log1p()))
+            if "matrix_factorisation" in own and self.factors is not None:
+                users = self.factors.users(own["matrix_factorisation"].log1p())
                 scores["matrix_factorisation"] = _to_one(users @ self.factors.items.T)
-            if "personal" in self.weights:
-                scores["personal"] = _to_one(personal[rows].toarray())
+            if "personal" in own:
+                scores["personal"] = _to_one(own["personal"].toarray())
             if "popular" in self.weights:
                 scores["popular"] = np.tile(self._popular, (rows.stop - begin, 1))
             yield rows, scores
@@ -231,7 +232,7 @@ class Recommender:
         return dense
 
     def _user_knn(self, own: sparse.csr_matrix) -> Floats:
-        similar = (_unit_rows(own) @ self._unit_users.T).toarray()
+        similar = (unit_rows(own) @ self._unit_users.T).toarray()
         k = min(self.neighbours, similar.shape[1])
         nearest = np.argpartition(-similar, k - 1, axis=1)[:, :k]
         weights = np.take_along_axis(similar, nearest, axis=1)
@@ -264,11 +265,11 @@ class Recommender:
 
     @cached_property
     def _unit_users(self) -> sparse.csr_matrix:
-        return _unit_rows(self.had)
+        return unit_rows(self.had)
 
-    def _weights(self, histories: Histories, half_life: float) -> sparse.csr_matrix:
-        """(rows, items) how often a history has each item, an event counting half after so many
-        baskets; events of one instant are a basket."""
+    def _read(self, histories: Histories) -> dict[str, sparse.csr_matrix]:
+        """For each method that reads histories (rows, items) how often one has each item, an event
+        counting half after the method's half-life; events of one instant are a basket."""
         first = starts(histories.lengths)[histories.lengths > 0]
         new = np.diff(histories.timestamp, prepend=-1) != 0
         new[first] = True
@@ -276,9 +277,17 @@ class Recommender:
         ends = np.cumsum(histories.lengths) - 1
         age = basket[ends[histories.row]] - basket if len(basket) else basket
         some = (histories.item >= 0) & (histories.item < self.items)
-        values = np.exp2(-age[some] / half_life).astype(np.float32)
         at = (histories.row[some], histories.item[some])
-        return sparse.csr_matrix((values, at), (len(histories), self.items), dtype=np.float32)
+        shape = (len(histories), self.items)
+        by_half_life = {}
+        for half_life in {HALF_LIVES[name] for name in self.weights.keys() & HALF_LIVES.keys()}:
+            values = np.exp2(-age[some] / half_life).astype(np.float32)
+            by_half_life[half_life] = sparse.csr_matrix((values, at), shape, dtype=np.float32)
+        return {
+            name: by_half_life[half_life]
+            for name, half_life in HALF_LIVES.items()
+            if name in self.weights
+        }
 
     def files(self) -> dict[str, bytes]:
         """The recommender as bytes, see `load`."""
@@ -380,11 +389,6 @@ def _within(pairs: Pairs, rows: slice, items: int) -> tuple[Ints, Ints]:
     return row[item < items], item[item < items]
 
 
-def _log1p(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """As in Recommender.had."""
-    return counts.log1p()
-
-
 def _to_one(scores: Floats) -> Floats:
     """Rows scaled to a largest score of 1, and before that lifted to 0 where some are negative."""
     least = scores.min(axis=1, keepdims=True, initial=0.0)
@@ -393,6 +397,7 @@ def _to_one(scores: Floats) -> Floats:
     return scaled
 
 
-def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+def unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The rows with length one; those of zeros stay."""
     norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
     return (sparse.diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ matrix).tocsr()
