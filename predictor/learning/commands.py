@@ -109,12 +109,17 @@ def _add_train(commands: Commands) -> None:
     command.add_argument("--model", choices=(*model_types(), *CLASSIC), help="encoder of the "
                          "sequence model, or a classic model (default: by the data)")  # fmt: skip
     command.add_argument("--features", choices=FEATURES, help="what a classic model keeps of a "
-                         "text vector: all, the first --dims, principal components, or those that "
-                         "tell types apart (default: pca; content: all)")  # fmt: skip
+                         "text vector: all, the first --dims, principal components, those that "
+                         "tell types apart, or keywords and phrases instead (default: pca; "
+                         "content: all)")  # fmt: skip
     command.add_argument("--epochs", type=positive, metavar="N", help="at most; it ends early "
                          "where validation stops improving (default: by the data)")  # fmt: skip
     command.add_argument("--dims", type=positive, metavar="N", help="of item and query vectors, "
                          "or of what --features keeps (default: by the data)")  # fmt: skip
+    command.add_argument("--clock", action="store_true", default=None,
+                         help="read the hour and weekday (UTC) of events")  # fmt: skip
+    command.add_argument("--sentiment", action="store_true", default=None,
+                         help="read the sentiment of texts as an axis of its own")  # fmt: skip
     command.add_argument("--config", type=Path, metavar="FILE", help="more settings, in TOML, as "
                          "`search` writes them; options win over it")  # fmt: skip
     command.set_defaults(run=train, show=_show_train)
@@ -156,6 +161,8 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         features=options.features,
         epochs=options.epochs,
         dims=options.dims,
+        clock=options.clock,
+        sentiment=options.sentiment,
     )
     with dataset_of(options) as dataset:
         trained = training.train(

@@ -35,6 +35,7 @@ from foretell.vectors import Vectors
 from predictor.database import FILE
 from predictor.learning.data import Events, to_events
 from predictor.learning.quality.inspection import Inspection, inspect
+from predictor.learning.sentiment import SENTENCES, sentiment_axis
 from predictor.models.version import EncoderConfig
 from serving.process import started
 
@@ -111,6 +112,8 @@ class Dataset:
     lineage: dict[str, str | int]
     item_texts: Sequence[str]
     """(items,); "" where an item has none."""
+    sentiment: Vectors
+    """(encoder.cols,) direction of praise, see `sentiment`."""
     categories: Sequence[str] | None = None
     """(items,) the attribute CATEGORY; None where no item has it."""
     inspection: Inspection | None = None
@@ -301,15 +304,18 @@ def with_vectors(source: Source, client: Client, *, progress: bool = False) -> D
     needed = np.zeros(len(events.texts), np.bool_)
     needed[events.text[(events.item < 0) & (events.text >= 0)]] = True
     texts = [text if use else "" for text, use in zip(events.texts, needed, strict=True)]
-    vectors = encode([*item_texts, *texts], info.cols, client, progress=progress)
+    read = [*item_texts, *texts, *SENTENCES]
+    vectors = encode(read, info.cols, client, progress=progress)
+    items, of_events, sentences = np.split(vectors, np.cumsum([len(item_texts), len(texts)]))
     return Dataset(
         events,
-        vectors[: len(item_texts)],
-        vectors[len(item_texts) :],
+        items,
+        of_events,
         encoder,
         source.targets,
         source.lineage,
         item_texts,
+        sentiment_axis(sentences),
         _categories(source.items or ()),
         source.inspection,
     )

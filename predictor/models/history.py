@@ -26,6 +26,13 @@ The last one holds gaps of 2**29 s (17 years) and more, so no real gap is clippe
 
 MICROSECONDS = 1_000_000
 
+DAY_HOURS = 24
+HOURS = 7 * DAY_HOURS
+"""Of a week, from Monday's first on, in UTC."""
+
+_EPOCH_HOUR = 72
+"""1970 began on a Thursday."""
+
 
 def gap_buckets(timestamps: Ints, lengths: Ints) -> Ints:
     """The bucket of the time since the event before, for each event of ragged histories.
@@ -48,6 +55,11 @@ def gap_buckets(timestamps: Ints, lengths: Ints) -> Ints:
     return buckets
 
 
+def hours_of_week(timestamps: Ints) -> Ints:
+    """(tokens,) in 0..HOURS-1, from microseconds since 1970."""
+    return (timestamps // (3_600 * MICROSECONDS) + _EPOCH_HOUR) % HOURS
+
+
 def starts(lengths: Ints) -> Ints:
     """Where each of the ragged histories begins, shape (histories,)."""
     return np.cumsum(lengths, dtype=np.int64) - lengths
@@ -65,6 +77,8 @@ class HistoryBatch:
     """(tokens,) index in the version's behavior_types; their number stands for any other type."""
     gaps: Ints
     """(tokens,) gap buckets."""
+    hours: Ints
+    """(tokens,) hours of the week, which networks with a `clock` read."""
     lengths: Ints
     """(histories,) events of each history; 0 is allowed."""
 
@@ -147,10 +161,14 @@ def history_batch(
         types: (tokens,) behavior type indices.
         timestamps: (tokens,) microseconds, ascending within a history.
         lengths: (histories,).
-        has_times: the version's `has_times`; without, all gaps are bucket 0.
+        has_times: the version's `has_times`; without, all gaps are bucket 0 and all
+            hours 0.
     """
     tokens = int(lengths.sum())
     if not len(vectors) == len(known) == len(types) == len(timestamps) == tokens:
         raise ValueError(f"lengths make {tokens} tokens, which the arrays do not have")
-    gaps = gap_buckets(timestamps, lengths) if has_times else np.zeros(tokens, np.int64)
-    return HistoryBatch(vectors, known, types, gaps, lengths)
+    if not has_times:
+        none = np.zeros(tokens, np.int64)
+        return HistoryBatch(vectors, known, types, none, none, lengths)
+    gaps, hours = gap_buckets(timestamps, lengths), hours_of_week(timestamps)
+    return HistoryBatch(vectors, known, types, gaps, hours, lengths)

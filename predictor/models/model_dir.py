@@ -38,7 +38,7 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import Activation, AffineLayer, Projection
 from foretell.terms import TermRows
 from foretell.vectors import Vectors
-from predictor.models.history import GAPS, HistoryBatch, Ints
+from predictor.models.history import GAPS, HOURS, HistoryBatch, Ints
 from predictor.models.ranking import recommender
 from predictor.models.ranking.ranker import Ranker
 from predictor.models.sequence.bag import BagNetwork, Network, features_of, is_bag, make_network
@@ -209,6 +209,7 @@ def _history_tensors(batch: HistoryBatch) -> dict[str, NDArray[Any]]:
         "known": batch.known.astype(np.uint8),
         "types": batch.types,
         "gaps": batch.gaps,
+        "hours": batch.hours,
         "lengths": batch.lengths,
     }
 
@@ -444,12 +445,14 @@ def _golden(directory: Path, config: VersionConfig, data: dict[str, bytes]) -> G
         known=take(file, tensors, "known", (tokens,), np.uint8).astype(np.bool_),
         types=take(file, tensors, "types", (tokens,), np.int64),
         gaps=take(file, tensors, "gaps", (tokens,), np.int64),
+        hours=take(file, tensors, "hours", (tokens,), np.int64),
         lengths=lengths,
     )
     for name, values, top in (
         ("lengths", histories.lengths, config.history_length),
         ("types", histories.types, types),
         ("gaps", histories.gaps, GAPS - 1),
+        ("hours", histories.hours, HOURS - 1),
     ):
         if not ((values >= 0) & (values <= top)).all():
             raise damaged(file, f"{name} are not all integers from 0 to {top}")

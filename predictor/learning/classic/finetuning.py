@@ -33,6 +33,7 @@ from predictor.learning.classic.heads import of_both_classes
 from predictor.learning.classic.recipe import ClassicRecipe
 from predictor.learning.data import Events, token_vectors
 from predictor.learning.measures.type_metrics import type_metrics
+from predictor.learning.sentiment import SENTENCES, sentiment_axis
 from predictor.learning.sequence.parallel import device
 from predictor.learning.sources import Dataset
 from predictor.models.calibration import softmax
@@ -293,9 +294,12 @@ def _read(dataset: Dataset, folder: str, cache_dir: Path, *, progress: bool) -> 
         )
     ]
     with sources.embedder(None, cache_dir, folder) as client:
-        vectors = sources.encode(texts, dataset.encoder.cols, client, progress=progress)
-    items = len(dataset.item_vectors)
-    return replace(dataset, item_vectors=vectors[:items], text_vectors=vectors[items:])
+        read = [*texts, *SENTENCES]
+        vectors = sources.encode(read, dataset.encoder.cols, client, progress=progress)
+    items, of_events, sentences = np.split(vectors, [len(dataset.item_vectors), len(texts)])
+    return replace(
+        dataset, item_vectors=items, text_vectors=of_events, sentiment=sentiment_axis(sentences)
+    )
 
 
 def _location(name: str) -> str:

@@ -70,10 +70,10 @@ def fit_classic(
     recipe = resolve_classic(config, dataset, train)
     projection = representation(dataset, train, recipe)
     seen = popularity(train)
-    residuals = np.zeros((len(seen), recipe.dims + 1), np.float32)
+    residuals = np.zeros((len(seen), projection.cols), np.float32)
     residuals[:, -1] = TIES * seen / (seen.max(initial=0) + 1)
     space = _space(dataset, projection, residuals)
-    network = _empty(train, recipe)
+    network = _empty(train, recipe, projection.cols)
     if recipe.model_type in BY_CONTENT:
         head = _decayed_shares(network)
     else:
@@ -92,12 +92,12 @@ def _space(dataset: Dataset, projection: Projection, residuals: Vectors) -> Spac
     return Space(items, projection.apply(dataset.text_vectors, texts=dataset.events.texts))
 
 
-def _empty(train: Events, recipe: ClassicRecipe) -> BagNetwork:
+def _empty(train: Events, recipe: ClassicRecipe, dims: int) -> BagNetwork:
     """The network with all that is but counted."""
     network = BagNetwork(
         NetworkConfig(
             behavior_types=len(train.behavior_types),
-            dims=recipe.dims + 1,
+            dims=dims,
             hidden=recipe.hidden,
             model_type=f"{BAG}:{recipe.model_type}",
             layers=int(recipe.model_type == "mlp"),
@@ -106,6 +106,7 @@ def _empty(train: Events, recipe: ClassicRecipe) -> BagNetwork:
             traces=False,
             dropout=0.0,
             input_dropout=0.0,
+            clock=recipe.clock,
         )
     )
     targets = training_targets(train)

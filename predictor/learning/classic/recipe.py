@@ -18,7 +18,7 @@ from foretell.vectors import Vectors
 from predictor.learning.data import Events
 from predictor.learning.measures.evaluation import Space
 from predictor.learning.sequence.fitting import Epoch
-from predictor.learning.sequence.recipe import FitConfig, usual_history_length
+from predictor.learning.sequence.recipe import FitConfig, check_clock, usual_history_length
 from predictor.learning.sources import Dataset
 from predictor.models.ranking.recommender import RECOMMENDERS
 from predictor.models.sequence.bag import BagNetwork
@@ -34,10 +34,11 @@ CLASSIC = (
 )  # fmt: skip
 """Models of `python -m predictor train --model`, beside the encoders of sequence models."""
 
-Features = Literal["all", "first", "pca", "select"]
+Features = Literal["all", "first", "pca", "select", "keywords"]
 FEATURES: tuple[Features, ...] = get_args(Features)
-"""What is kept of a text vector: all of it, its first dimensions, its principal components, or the
-dimensions that tell the behavior types of their own events apart best."""
+"""What is kept of a text: all of its vector, the vector's first dimensions, its principal
+components, the dimensions that tell the behavior types of their own events apart best; or instead
+of the vector, the words and phrases that do."""
 
 FIRST_DIMS = 10
 """Of `first`: what tutorials take."""
@@ -51,7 +52,7 @@ HIDDEN = 64
 EPOCHS = {"mlp": 20, "lightgbm": 300, FINE_TUNED: 3}
 """Of the network or the encoder, or rounds of trees; at most."""
 
-_SETTINGS = {"model_type", "features", "dims", "history_length", "seed"}
+_SETTINGS = {"model_type", "features", "dims", "history_length", "clock", "seed"}
 _OWN_SETTINGS = {"mlp": {"hidden", "epochs"}, "lightgbm": {"epochs"}, FINE_TUNED: {"epochs"}}
 
 
@@ -64,13 +65,17 @@ class ClassicRecipe:
     features: str
     """One of FEATURES, or word2vec."""
     dims: int
-    """Numbers kept of a text vector; the model's space has one more, see `bag`."""
+    """Numbers kept of a text; the model's space has one more, see `bag`, and one for sentiment."""
     hidden: int
     """Width of the hidden layer, where there is one."""
     epochs: int
     """At most, see EPOCHS; 0 where there are none."""
     history_length: int
     """Events of a history that are read."""
+    clock: bool
+    """Whether the hour of the day and the day of the week of the last event are read."""
+    sentiment: bool
+    """Whether the texts' sentiment is kept beside, see Dataset."""
     seed: int
     texts: bool | None
     """Whether the types are read off texts too. None: where validation says that it helps."""
@@ -102,10 +107,12 @@ def resolve_classic(config: FitConfig, dataset: Dataset, train: Events) -> Class
     """
     model, cols = config.model_type or "", dataset.encoder.cols
     _check_settings(model, config)
+    check_clock(config, train)
     _check_data(model, dataset, train)
     reads_search = "content" in (model, *RECOMMENDERS.get(model, ()))
     usual: Features = "all" if reads_search else "pca"
     features = config.features or ("word2vec" if model == "word2vec_logistic" else usual)
+    most = limits.COLS - 2 if features in ("word2vec", "keywords") else cols
     if features == "all":
         dims = config.dims or cols
         if dims != cols:
@@ -115,21 +122,25 @@ def resolve_classic(config: FitConfig, dataset: Dataset, train: Events) -> Class
                 field="dims",
             )
     else:
-        dims = config.dims or min(FIRST_DIMS if features == "first" else DIMS, cols)
-    most = limits.COLS - 1 if features == "word2vec" else cols
+        dims = config.dims or min(FIRST_DIMS if features == "first" else DIMS, most)
     if not 1 <= dims <= most:
         raise InvalidArgumentError(f"dims is {dims}; 1 to {most} are possible", field="dims")
     hidden = config.hidden or HIDDEN
     length = config.history_length or usual_history_length(train)
     # Who asks for features, for word2vec or for a fine-tuned encoder, wants to see them read.
-    asked = config.features is not None or model in ("word2vec_logistic", FINE_TUNED)
+    asked = bool(config.features or config.sentiment) or model in ("word2vec_logistic", FINE_TUNED)
     texts = True if asked else None
     epochs = config.epochs or EPOCHS.get(model, 0)
-    return ClassicRecipe(model, features, dims, hidden, epochs, length, config.seed, texts)
+    clock, sentiment = bool(config.clock), bool(config.sentiment)
+    return ClassicRecipe(
+        model, features, dims, hidden, epochs, length, clock, sentiment, config.seed, texts
+    )
 
 
 def _check_settings(model: str, config: FitConfig) -> None:
     own = _SETTINGS | _OWN_SETTINGS.get(model, set())
+    if model not in BY_CONTENT:
+        own = own | {"sentiment"}  # by which items are not found
     if model == "word2vec_logistic":
         own = own - {"features"}  # its words are its features
     for name, value in asdict(config).items():

@@ -1,22 +1,26 @@
 """What is kept of a text: the projection from an encoder's vector, or of words, to the features.
 
-All choices are one affine layer, or a row per term, so that the embedder makes the features of
-every new text by itself. A further axis, last, is left for popularity: see `bag`.
+All choices are one affine layer and a row per term, either of which may be zero, so that the
+embedder makes the features of every new text by itself. Sentiment is an axis behind them. A further
+axis, last, is left for popularity: see `bag`.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped]
 from sklearn.decomposition import PCA
-from sklearn.feature_selection import SelectKBest, f_classif
+from sklearn.feature_selection import SelectKBest, chi2, f_classif
 
+from foretell import limits
 from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
-from foretell.terms import TermRows, fit_vocabulary, most_terms, split_terms
+from foretell.terms import TermRows, fit_vocabulary, most_terms, split_terms, term_weights
 from foretell.vectors import Vectors
 from predictor.learning.classic.recipe import ClassicRecipe
 from predictor.learning.data import Events, token_vectors
@@ -44,18 +48,28 @@ def representation(dataset: Dataset, train: Events, recipe: ClassicRecipe) -> Pr
     """
     items = np.unique(train.item[train.item >= 0])
     texts = np.unique(train.text[(train.item < 0) & (train.text >= 0)])
-    if recipe.features == "word2vec":
-        item_texts = dataset.item_texts or [""] * len(train.item_ids)
-        met = [*(item_texts[int(i)] for i in items), *(train.texts[int(t)] for t in texts)]
-        return _words(met, dataset.encoder.cols, recipe)
     weight: Doubles = np.eye(dataset.encoder.cols)[: recipe.dims]
     mean: Doubles = np.zeros(dataset.encoder.cols)
-    if recipe.features == "pca":
+    words: _Words | None = None
+    if recipe.features in ("word2vec", "keywords"):
+        item_texts = dataset.item_texts or [""] * len(train.item_ids)
+        read = _word2vec if recipe.features == "word2vec" else _keywords
+        met = [*(item_texts[int(i)] for i in items), *(train.texts[int(t)] for t in texts)]
+        words = read(met, dataset, train, recipe)
+        weight = np.zeros((recipe.dims, dataset.encoder.cols))
+    elif recipe.features == "pca":
         vectors = np.concatenate([dataset.item_vectors[items], dataset.text_vectors[texts]])
         weight, mean = _principal(vectors[vectors.any(axis=1)], weight)
     elif recipe.features == "select":
         weight = np.eye(dataset.encoder.cols)[_telling(dataset, train, recipe)]
-    return Projection((_layer(weight, mean),))
+    if recipe.sentiment:
+        weight = np.concatenate([weight, dataset.sentiment[None].astype(np.float64)])
+    layer = _layer(weight, mean)
+    if words is None:
+        return Projection((layer,))
+    rows = np.zeros((len(words.terms), len(layer.bias)), np.float32)
+    rows[:, : recipe.dims] = words.rows
+    return Projection((layer,), terms=TermRows(words.terms, words.idf, rows))
 
 
 def _layer(weight: Doubles, mean: Doubles) -> AffineLayer:
@@ -63,6 +77,16 @@ def _layer(weight: Doubles, mean: Doubles) -> AffineLayer:
     bias = np.append(-weight @ mean, 0.0)
     padded = np.concatenate([weight, np.zeros((1, weight.shape[1]))])
     return AffineLayer(padded.astype(np.float32), bias.astype(np.float32))
+
+
+class _Words(NamedTuple):
+    """Terms and what each adds to a text."""
+
+    terms: tuple[str, ...]
+    idf: Vectors
+    """(terms,)."""
+    rows: Vectors
+    """(terms, recipe.dims)."""
 
 
 def _principal(vectors: Vectors, usual: Doubles) -> tuple[Doubles, Doubles]:
@@ -92,24 +116,18 @@ def _telling(dataset: Dataset, train: Events, recipe: ClassicRecipe) -> Ints:
     return np.sort(order[: recipe.dims])
 
 
-def _words(texts: Sequence[str], cols: int, recipe: ClassicRecipe) -> Projection:
-    """Vectors of words as gensim's word2vec learns them (Mikolov et al., 2013), skip-gram, summed
-    by tf-idf; the encoder's vectors count nothing."""
+def _word2vec(
+    texts: Sequence[str], dataset: Dataset, train: Events, recipe: ClassicRecipe
+) -> _Words:
+    """Vectors of words as gensim's word2vec learns them (Mikolov et al., 2013), skip-gram."""
     # Of the extra `toolbox`, which the other models do without.
     from gensim.models import Word2Vec
 
-    rows_dims = recipe.dims + 1
     sentences = [[term for term in split_terms(text) if " " not in term] for text in texts]
-    terms, idf = fit_vocabulary(texts, LEAST_TEXTS, most_terms(rows_dims))
+    terms, idf = fit_vocabulary(texts, LEAST_TEXTS, most_terms(recipe.dims + 2))
     words = [number for number, term in enumerate(terms) if " " not in term]
     terms, idf = tuple(terms[number] for number in words), idf[words]
-    if len(terms) < 2:
-        raise InvalidArgumentError(
-            f"{len(terms)} words occur in two of the {len(texts)} texts of the training part: "
-            "word2vec has nothing to learn",
-            reason="TOO_FEW_WORDS",
-            field="behavior_text",
-        )
+    _check_words(terms, texts)
     model = Word2Vec(
         sentences, vector_size=recipe.dims, window=WINDOW, min_count=1, sg=1, workers=1,
         seed=recipe.seed, epochs=WORD_EPOCHS,
@@ -117,7 +135,42 @@ def _words(texts: Sequence[str], cols: int, recipe: ClassicRecipe) -> Projection
     found = np.stack([model.wv[term] for term in terms])
     # On average of length one, as the encoder's vectors are.
     found /= max(float(np.linalg.norm(found, axis=1).mean()), 1e-12)
-    rows = np.zeros((len(terms), rows_dims), np.float32)
-    rows[:, :-1] = found
-    zero = AffineLayer(np.zeros((rows_dims, cols), np.float32), np.zeros(rows_dims, np.float32))
-    return Projection((zero,), terms=TermRows(terms, idf, rows))
+    return _Words(terms, idf, found)
+
+
+def _keywords(
+    texts: Sequence[str], dataset: Dataset, train: Events, recipe: ClassicRecipe
+) -> _Words:
+    """An axis for each of the words and phrases by which events' own texts tell their types best
+    (chi-squared; Yang and Pedersen, 1997); of events of one type, the commonest."""
+    terms, idf = fit_vocabulary(texts, LEAST_TEXTS, limits.TERMS)
+    _check_words(terms, texts)
+    drawn = np.random.default_rng(recipe.seed).permutation(len(train))[:SELECTION_EVENTS]
+    item, text = train.item[drawn], train.text[drawn]
+    by_item = item >= 0
+    own = np.where(by_item, item, len(train.item_ids) + text)
+    read, place = np.unique(own[by_item | (text >= 0)], return_inverse=True)
+    names = [
+        dataset.item_texts[n] if n < len(train.item_ids) else train.texts[n - len(train.item_ids)]
+        for n in read.tolist()
+    ]
+    found = term_weights(names, {term: number for number, term in enumerate(terms)}, idf)
+    shape = (len(names), len(terms))
+    counted = sparse.csr_matrix((found.weight, (found.text, found.term)), shape)[place]
+    types = train.type[drawn][by_item | (text >= 0)]
+    telling = len(np.unique(types)) > 1
+    scores = chi2(counted, types)[0] if telling else np.asarray(counted.sum(axis=0)).ravel()
+    best = np.argsort(-np.nan_to_num(scores), kind="stable")[: recipe.dims]
+    chosen = np.sort(best)
+    rows = np.eye(recipe.dims, dtype=np.float32)[: len(chosen)]
+    return _Words(tuple(terms[number] for number in chosen), idf[chosen], rows)
+
+
+def _check_words(terms: Sequence[str], texts: Sequence[str]) -> None:
+    if len(terms) < 2:
+        raise InvalidArgumentError(
+            f"{len(terms)} words occur in two of the {len(texts)} texts of the training part: "
+            "there is nothing to read",
+            reason="TOO_FEW_WORDS",
+            field="behavior_text",
+        )

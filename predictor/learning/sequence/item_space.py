@@ -43,8 +43,9 @@ class Whitening:
     al., 2021, "Whitening sentence representations"); a linear layer learns faster without.
     """
 
-    def __init__(self, vectors: Vectors, dims: int) -> None:
-        """Fits on (rows, cols); `dims` axes at most are kept. Rows of zeros do not count."""
+    def __init__(self, vectors: Vectors, dims: int, beside: Vectors | None = None) -> None:
+        """Fits on (rows, cols); `dims` axes at most are kept, and `beside` (cols,) as one more.
+        Rows of zeros do not count."""
         cols = vectors.shape[1]
         present = vectors[np.abs(vectors).max(axis=1, initial=0) > 0].astype(np.float64)
         if not len(present):
@@ -59,10 +60,14 @@ class Whitening:
         turned = centred @ (axes[:, keep] * scale)
         rms = float(np.sqrt(np.mean(turned**2))) or 1.0
         self.matrix: NDArray[np.float64] = axes[:, keep] * (scale / rms)
-        """(cols, dims)."""
+        """(cols, dims), or one more."""
+        if beside is not None:
+            along = float(np.std(centred @ beside))
+            axis = beside[:, None] / along if along > 1e-6 else np.zeros((cols, 1))
+            self.matrix = np.concatenate([self.matrix, axis], axis=1)
 
     def apply(self, vectors: Vectors) -> Vectors:
-        """(rows, cols) to (rows, dims), with a root mean square of 1 over the fitted rows."""
+        """(rows, cols) to (rows, axes), with a root mean square of 1 over the fitted rows."""
         return ((vectors - self.mean) @ self.matrix).astype(np.float32)
 
 
@@ -87,15 +92,21 @@ class TextReader:
     """Makes inputs of texts, by what the texts of training are like."""
 
     def __init__(
-        self, vectors: Vectors, texts: Sequence[str], dims: int, *, most_terms: int
+        self,
+        vectors: Vectors,
+        texts: Sequence[str],
+        dims: int,
+        *,
+        most_terms: int,
+        beside: Vectors | None = None,
     ) -> None:
         """Fits on the vectors (texts, cols) and texts that training meets.
 
         Args:
-            dims: see Whitening.
+            dims: see Whitening, which takes `beside` too.
             most_terms: size of the vocabulary, at most; 0 without terms.
         """
-        self.whitening = Whitening(vectors, dims)
+        self.whitening = Whitening(vectors, dims, beside)
         self.terms, self.idf = fit_vocabulary(texts if most_terms else (), most=most_terms)
         self._index = {term: number for number, term in enumerate(self.terms)}
 

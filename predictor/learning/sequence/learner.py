@@ -85,6 +85,7 @@ class Learner(nn.Module):
             (item >= 0) | (text >= 0),
             torch.from_numpy(batch.type).to(device),
             torch.from_numpy(batch.gap).to(device),
+            torch.from_numpy(batch.hour).to(device),
         )
         states = torch.where(
             (context < 0).unsqueeze(1),

@@ -37,6 +37,8 @@ class FitConfig:
     towers: int | None = None
     history_length: int | None = None
     traces: bool | None = None
+    clock: bool | None = None
+    sentiment: bool | None = None
     dropout: float | None = None
     input_dropout: float | None = None
     row_dropout: float | None = None
@@ -80,6 +82,10 @@ class Recipe:
     """Events of a history that are read."""
     traces: bool
     """Whether fading sums of what was read lead to the heads."""
+    clock: bool
+    """Whether hours of the day and days of the week are read."""
+    sentiment: bool
+    """Whether the projection reads the texts' sentiment by itself, see Dataset."""
     dropout: float
     """Of states in the encoder."""
     input_dropout: float
@@ -130,13 +136,14 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     - Towers: two where there are many dimensions that two can share evenly.
 
     Raises:
-        InvalidArgumentError: `features` is given, the towers cannot share dims and hidden evenly,
-            or the heads not the hidden of a tower.
+        InvalidArgumentError: `features` is given, there is no clock to read, the towers cannot
+            share dims and hidden evenly, or the heads not the hidden of a tower.
     """
     if config.features is not None:
         raise InvalidArgumentError(
             "a sequence model has no setting features: classic models have", field="features"
         )
+    check_clock(config, events)
     usual: dict[str, Any] = {
         **_COMMON,
         **(_REPEATED if repeat_share(events) >= REPEATS else _NEW),
@@ -166,6 +173,14 @@ def resolve(config: FitConfig, events: Events) -> Recipe:
     return Recipe(**made)
 
 
+def check_clock(config: FitConfig, events: Events) -> None:
+    """Raises an InvalidArgumentError where the clock is asked for and events have no times."""
+    if config.clock and not events.has_times:
+        raise InvalidArgumentError(
+            "clock is asked for, and the events have no timestamps", field="clock"
+        )
+
+
 def usual_history_length(events: Events) -> int:
     """50 where nine in ten users have no more events, else 200."""
     lengths = np.diff(events.first_of_user)
@@ -174,6 +189,7 @@ def usual_history_length(events: Events) -> int:
 
 _COMMON = {
     "patience": 3, "clip": 5.0, "batch_tokens": 16_384, "basket_power": 0.5, "type_weight": 1.0,
+    "clock": False, "sentiment": False,
 }  # fmt: skip
 
 _REPEATED = {

@@ -89,6 +89,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
         [*(item_texts[int(i)] for i in warm), *(train.texts[int(t)] for t in read)],
         recipe.text_dims or 1,
         most_terms=most_terms(recipe.dims) if recipe.terms else 0,
+        beside=dataset.sentiment if recipe.sentiment else None,
     )
     network = SequenceNetwork(
         NetworkConfig(
@@ -103,6 +104,7 @@ def new_learner(dataset: Dataset, part: Split, recipe: Recipe) -> tuple[Learner,
             traces=recipe.traces,
             dropout=recipe.dropout,
             input_dropout=recipe.input_dropout,
+            clock=recipe.clock,
         )
     )
     space = ItemSpace(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.learning.data import Events, ragged
-from predictor.models.history import MICROSECONDS, Ints, gap_buckets
+from predictor.models.history import MICROSECONDS, Ints, gap_buckets, hours_of_week
 
 LATE_HALF_LIFE = 2.0
 """In baskets before the user's last: by it falls what late baskets count more."""
@@ -35,6 +35,8 @@ class Batch:
     """(windows, time)."""
     gap: Ints
     """(windows, time)."""
+    hour: Ints
+    """(windows, time) of the week."""
     context: Ints
     """(contexts,) position in the flattened (windows * time); -1: nothing came before."""
     log_gap: NDArray[np.float32]
@@ -121,9 +123,10 @@ class Windows:
         time = int(lengths.max())
         real = np.arange(time) < lengths[:, None]
         at = np.where(real, self.begin[chosen][:, None] + np.arange(time), 0)
-        gap = np.zeros(real.shape, np.int64)
+        gap, hour = np.zeros((2, *real.shape), np.int64)
         if events.has_times:
             gap[real] = gap_buckets(events.timestamp[at[real]], lengths)
+            hour[real] = hours_of_week(events.timestamp[at[real]])
         baskets_of = self._baskets[chosen]
         basket = ragged(self._first_basket[chosen], baskets_of)
         offset = self._offset[basket]
@@ -148,6 +151,7 @@ class Windows:
             text=np.where(real, events.text[at], -1),
             type=events.type[at],
             gap=gap,
+            hour=hour,
             context=context[empty:],
             log_gap=log_gap[empty:],
             row=row,

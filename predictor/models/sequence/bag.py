@@ -23,7 +23,7 @@ from scipy import sparse  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from foretell.vectors import Vectors
-from predictor.models.history import GAPS, HistoryBatch, Ints
+from predictor.models.history import DAY_HOURS, GAPS, HOURS, HistoryBatch, Ints
 from predictor.models.sequence.encoders import NetworkConfig
 from predictor.models.sequence.network import Outputs, SequenceNetwork
 from predictor.models.trees import read_trees
@@ -71,13 +71,18 @@ def text_features_of(config: NetworkConfig) -> int:
 
 def features_of(config: NetworkConfig) -> int:
     """How many numbers a Bag makes of a history."""
+    return _clock_at(config) + (1 + DAY_HOURS + HOURS // DAY_HOURS) * config.clock
+
+
+def _clock_at(config: NetworkConfig) -> int:
+    """Where the numbers of the clock begin, which are the last ones."""
     return text_features_of(config) + (2 * len(TYPE_HALF_LIVES) + 1) * config.behavior_types + 5
 
 
 def log_shares_at(config: NetworkConfig, half_life: float) -> slice:
     """Which of the numbers are the logarithms of the shares of types with this half-life."""
     types = config.behavior_types
-    last = features_of(config) - 5 - types
+    last = _clock_at(config) - 5 - types
     begin = last - (len(TYPE_HALF_LIVES) - TYPE_HALF_LIVES.index(half_life)) * types
     return slice(begin, begin + types)
 
@@ -85,9 +90,11 @@ def log_shares_at(config: NetworkConfig, half_life: float) -> slice:
 class Bag:
     """Histories summed up."""
 
-    def __init__(self, batch: HistoryBatch, shares: NDArray[np.float32]) -> None:
-        """Takes the usual shares (types,) of the behavior types."""
-        self._batch, self._shares = batch, shares
+    def __init__(
+        self, batch: HistoryBatch, shares: NDArray[np.float32], *, clock: bool = False
+    ) -> None:
+        """Takes the usual shares (types,) of the behavior types, and whether to read the clock."""
+        self._batch, self._shares, self._has_clock = batch, shares, clock
         lengths = batch.lengths
         self._row = np.repeat(np.arange(len(batch)), lengths)
         self._ends = np.cumsum(lengths)
@@ -107,6 +114,7 @@ class Bag:
         last_type = np.append(self._batch.types, len(self._shares))[last]
         one_hot = last_type[:, None] == np.arange(len(self._shares))
         columns = [*means, *shares, *logs, one_hot, self._gaps(last), np.log1p(lengths)[:, None]]
+        columns += [self._clock(last)] if self._has_clock else []
         return np.concatenate(columns, axis=1, dtype=np.float32)
 
     @cached_property
@@ -150,6 +158,15 @@ class Bag:
         gap = np.append(self._batch.gaps, 0)[last]
         return np.stack([gap / GAPS, gap == 0, gap == 1, mean / GAPS], axis=1)
 
+    def _clock(self, last: Ints) -> NDArray[np.float64]:
+        """(histories, 32) of the last event: hour of the day as a number, and as one of 24; day of
+        the week as one of 7. Zero where there is none."""
+        hours = np.append(self._batch.hours, 0)[last][:, None]
+        hour, day = hours % DAY_HOURS, hours // DAY_HOURS
+        of_day, of_week = hour == np.arange(DAY_HOURS), day == np.arange(HOURS // DAY_HOURS)
+        clock = np.concatenate([hour / DAY_HOURS, of_day, of_week], axis=1)
+        return np.where(last[:, None] < 0, 0.0, clock)
+
 
 class BagNetwork(nn.Module):
     """Affine layers with rectifiers between them, over a Bag; boosted trees beside, where given.
@@ -188,7 +205,8 @@ class BagNetwork(nn.Module):
 
     def bag(self, batch: HistoryBatch) -> Bag:
         """What is read of histories."""
-        return Bag(batch, self.log_shares.detach().softmax(0).numpy())
+        shares = self.log_shares.detach().softmax(0).numpy()
+        return Bag(batch, shares, clock=self.config.clock)
 
     def forward(self, features: Tensor) -> Tensor:
         """(rows, behavior_types) what the layers say of (rows, features_of)."""

@@ -51,6 +51,8 @@ class NetworkConfig:
     """In training, of numbers in tokens."""
     towers: int = 1
     """Networks side by side that share dims and hidden evenly, see SequenceNetwork."""
+    clock: bool = False
+    """Whether hour of the day and day of the week (UTC) of events are read."""
 
     def of_tower(self) -> NetworkConfig:
         """The shape of one tower.

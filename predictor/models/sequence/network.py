@@ -1,9 +1,9 @@
 """Sequence models: histories in; logits of the next behavior type, a query vector, and time out.
 
-A token is (item or text vector) + behavior type + time gap, layer-normed; an encoder (see
-`encoders`) reads the tokens from left to right; linear heads follow. The score of an item as the
-next one is the inner product of query and item vector, so that retrieval is a search in the item
-index.
+A token is (item or text vector) + behavior type + time gap + clock where it is asked for, layer-
+normed; an encoder (see `encoders`) reads the tokens from left to right; linear heads follow. The
+score of an item as the next one is the inner product of query and item vector, so that retrieval is
+a search in the item index.
 
 Where users repeat what they did, traces of the vectors and types read so far, which fade with fixed
 half-lives, lead straight to the heads beside the encoder: a state of this size does not hold which
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foretell.vectors import Vectors
-from predictor.models.history import GAPS, HistoryBatch, Ints, starts
+from predictor.models.history import DAY_HOURS, GAPS, HOURS, HistoryBatch, Ints, starts
 from predictor.models.sequence.encoders import ENCODERS, NetworkConfig, last_states, make_encoder
 
 __all__ = ["HALF_LIVES", "MODEL_TYPES", "NetworkConfig", "Outputs", "SequenceModel",
@@ -34,6 +34,9 @@ MODEL_TYPES = tuple(ENCODERS)
 
 HALF_LIVES = (10.0, 40.0, 160.0)
 """Of the traces, in events: about the last shopping basket, the last month, the last year."""
+
+_CLOCK = DAY_HOURS + HOURS // DAY_HOURS
+"""Rows of the clock: one for each hour of the day, then one for each day of the week."""
 
 _BATCH_TOKENS = 16_384
 """Padded tokens of one forward pass in `predict`: bounds memory, not speed."""
@@ -71,6 +74,7 @@ class Tower(nn.Module):
         dims, hidden = config.dims, config.hidden
         self.type_embedding = nn.Embedding(config.behavior_types + 1, dims)
         self.gap_embedding = nn.Embedding(GAPS, dims)
+        self.clock_embedding = nn.Embedding(_CLOCK, dims) if config.clock else None
         self.unknown = nn.Parameter(torch.zeros(dims))
         self.token_norm = nn.LayerNorm(dims)
         self.token_dropout = nn.Dropout(config.input_dropout)
@@ -88,24 +92,33 @@ class Tower(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for embedding in (self.type_embedding, self.gap_embedding):
-            nn.init.normal_(embedding.weight, std=0.02)
+        for embedding in (self.type_embedding, self.gap_embedding, self.clock_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
         with torch.no_grad():
             # A type that training never saw counts as no type.
             self.type_embedding.weight[-1].zero_()
 
-    def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+    def encode(
+        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, hours: Tensor
+    ) -> Tensor:
         """See SequenceNetwork. A state is the encoder's output, then the traces."""
-        states: Tensor = self.encoder(self._tokens(vectors, known, types, gaps))
+        states: Tensor = self.encoder(self._tokens(vectors, known, types, gaps, hours))
         if not self.config.traces:
             return states
         return torch.cat([states, self._traces(self._events(vectors, types))], -1)
 
     def last(
-        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, ends: Tensor
+        self,
+        vectors: Tensor,
+        known: Tensor,
+        types: Tensor,
+        gaps: Tensor,
+        hours: Tensor,
+        ends: Tensor,
     ) -> Tensor:
         """(batch, width): the states of `encode` at the positions `ends` (batch,)."""
-        states = last_states(self.encoder, self._tokens(vectors, known, types, gaps), ends)
+        states = last_states(self.encoder, self._tokens(vectors, known, types, gaps, hours), ends)
         if not self.config.traces:
             return states
         events = self._events(vectors, types)
@@ -115,10 +128,15 @@ class Tower(nn.Module):
         weight = weight / weight.sum(-1, keepdim=True).sqrt()
         return torch.cat([states, (weight @ events).flatten(1)], -1)
 
-    def _tokens(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+    def _tokens(
+        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, hours: Tensor
+    ) -> Tensor:
         """What the encoder reads: (batch, time, dims)."""
         tokens = torch.where(known.unsqueeze(-1), vectors, self.unknown)
         tokens = tokens + self.type_embedding(types) + self.gap_embedding(gaps)
+        if self.clock_embedding is not None:
+            tokens = tokens + self.clock_embedding(hours % DAY_HOURS)
+            tokens = tokens + self.clock_embedding(DAY_HOURS + hours // DAY_HOURS)
         read: Tensor = self.token_dropout(self.token_norm(tokens))
         return read
 
@@ -180,7 +198,9 @@ class SequenceNetwork(nn.Module):
         """(width,) the state where nothing came before."""
         return torch.cat([tower.start for tower in self.towers])
 
-    def encode(self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+    def encode(
+        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, hours: Tensor
+    ) -> Tensor:
         """States after each token.
 
         Args:
@@ -188,6 +208,7 @@ class SequenceNetwork(nn.Module):
             known: (batch, time) bool.
             types: (batch, time) int64.
             gaps: (batch, time) int64.
+            hours: (batch, time) int64.
 
         Returns:
             (batch, time, width): the towers' states side by side. Padding on the right changes
@@ -196,7 +217,7 @@ class SequenceNetwork(nn.Module):
         parts = vectors.chunk(self.config.towers, -1)
         return torch.cat(
             [
-                tower.encode(part, known, types, gaps)
+                tower.encode(part, known, types, gaps, hours)
                 for tower, part in zip(self.towers, parts, strict=True)
             ],
             -1,
@@ -228,7 +249,13 @@ class SequenceNetwork(nn.Module):
         return Outputs(logits, queries, log_gaps)
 
     def forward(
-        self, vectors: Tensor, known: Tensor, types: Tensor, gaps: Tensor, lengths: Tensor
+        self,
+        vectors: Tensor,
+        known: Tensor,
+        types: Tensor,
+        gaps: Tensor,
+        hours: Tensor,
+        lengths: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What comes after each history: `heads` of the state at its end.
 
@@ -240,7 +267,7 @@ class SequenceNetwork(nn.Module):
         parts = vectors.chunk(self.config.towers, -1)
         last = torch.cat(
             [
-                tower.last(part, known, types, gaps, ends)
+                tower.last(part, known, types, gaps, hours, ends)
                 for tower, part in zip(self.towers, parts, strict=True)
             ],
             -1,
@@ -260,6 +287,7 @@ class SequenceNetwork(nn.Module):
         example = (
             torch.zeros(*shape, self.config.dims),
             torch.ones(shape, dtype=torch.bool),
+            torch.zeros(shape, dtype=torch.int64),
             torch.zeros(shape, dtype=torch.int64),
             torch.zeros(shape, dtype=torch.int64),
             torch.full(shape[:1], shape[1]),
@@ -289,6 +317,7 @@ class SequenceNetwork(nn.Module):
             padded(batch.known),
             padded(batch.types),
             padded(batch.gaps),
+            padded(batch.hours),
             torch.from_numpy(lengths).to(device),
         )
         return found

@@ -39,7 +39,8 @@ def dataset(*, times: bool = True, **changes: Any) -> Dataset:
     given: dict[str, Any] = {"targets": None, "lineage": LINEAGE, **changes}
     return Dataset(
         to_events(columns), np.zeros((2, 3), np.float32), np.zeros((0, 3), np.float32),
-        EncoderConfig(name="e", pooling="mean", cols=3), item_texts=["", ""], **given,
+        EncoderConfig(name="e", pooling="mean", cols=3), item_texts=["", ""],
+        sentiment=np.zeros(3, np.float32), **given,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from predictor.models.sequence.bag import text_features_of
 from predictor.models.version import EncoderConfig, Version
 
 ITEMS, COLS = 20, 12
+SENTIMENT = np.eye(COLS, dtype=np.float32)[5]
 PROTOCOL = Protocol(split="leave-one-out")
 LEARNED = tuple(name for name in HEADS if name != FINE_TUNED)  # the same head
 
@@ -58,6 +59,7 @@ def dataset(
         targets=None,
         lineage={},
         item_texts=[f"{text} {n}" for n, text in enumerate(texts)] if vectors else [""] * ITEMS,
+        sentiment=SENTIMENT,
     )
 
 
@@ -163,7 +165,13 @@ def test_what_is_kept_of_a_text() -> None:
     data = world()
     spaces = {
         features: fitted(data, "logistic", features=features, dims=dims)[0].space.items
-        for features, dims in (("all", None), ("first", 4), ("pca", 3), ("select", 1))
+        for features, dims in (
+            ("all", None),
+            ("first", 4),
+            ("pca", 3),
+            ("select", 1),
+            ("keywords", 2),
+        )
     }
     assert set(spaces) == set(FEATURES)
     for items in spaces.values():
@@ -173,6 +181,8 @@ def test_what_is_kept_of_a_text() -> None:
     # Own types say nothing about own texts here but by chance; see the next test.
     assert spaces["select"].shape == (ITEMS, 2)
     centred = data.item_vectors - data.item_vectors.mean(axis=0)
+    # Each word of a kind is in all of its texts; by the alphabet these two come first.
+    assert spaces["keywords"].shape == (ITEMS, 3)
     singular = np.linalg.svd(centred, compute_uv=False)[:3]
     kept = spaces["pca"][:, :-1]
     assert kept.T @ kept == pytest.approx(np.diag(singular**2), abs=1e-4)
@@ -185,6 +195,49 @@ def test_selection_keeps_the_dimension_that_tells_types_apart() -> None:
     data.item_vectors[:, 0] = 0.5  # a constant tells nothing
     found, _ = fitted(data, "linear", features="select", dims=1)
     assert found.space.items[:, 0] == pytest.approx(data.item_vectors[:, 3], abs=1e-6)
+
+
+def test_keywords_are_the_words_and_phrases_that_tell_types_apart() -> None:
+    item = np.random.default_rng(0).integers(0, ITEMS, 400)
+    data = dataset(np.arange(400) // 8, item % 2, item, ["buy", "view"])
+    texts = [f"the {'fine drink' if n % 2 else 'good tool'} of {n}" for n in range(ITEMS)]
+    data = replace(data, item_texts=texts)
+    found, _ = fitted(data, "logistic", features="keywords", dims=8)
+    assert found.projection.terms is not None
+    assert set(found.projection.terms.terms) == {
+        "drink", "fine", "fine drink", "good", "good tool", "the fine", "the good", "tool"
+    }  # fmt: skip
+    fewer, _ = fitted(replace(data, item_texts=["same words"] * ITEMS), "mlp", features="keywords")
+    assert np.isfinite(fewer.space.items).all()
+
+
+@pytest.mark.parametrize("features", [None, "all", "keywords"])
+def test_sentiment_is_an_axis_of_its_own(features: str | None) -> None:
+    data = world()
+    plain, _ = fitted(data, "logistic", features=features or "pca")
+    found, part = fitted(data, "logistic", features=features, sentiment=True)
+    assert found.space.items.shape[1] == plain.space.items.shape[1] + 1
+    sentiment = data.item_vectors @ SENTIMENT  # of which pca takes the mean
+    assert np.ptp(found.space.items[:, -2] - sentiment) < 1e-6
+    assert found.space.items[:, -1] == pytest.approx(plain.space.items[:, -1])
+    assert found.space.items[:, :-2] == pytest.approx(plain.space.items[:, :-1], abs=1e-6)
+    assert accuracy(data, found, part) > 0.95
+
+
+@pytest.mark.parametrize("model", LEARNED)
+def test_types_that_follow_from_the_hour_are_learned_with_the_clock(model: str) -> None:
+    rng = np.random.default_rng(3)
+    users, length = 120, 7
+    hours = np.cumsum(rng.integers(1, 48, (users, length)), axis=1)
+    by_day = np.roll(hours, 1, axis=1) % 24 < 12
+    user = np.repeat(np.arange(users), length)
+    data = dataset(user, by_day.ravel() * 1, rng.integers(0, ITEMS, len(user)), ["buy", "view"])
+    events = replace(data.events, timestamp=hours.ravel() * 3_600_000_000)
+    data = replace(data, events=events)
+    found, part = fitted(data, model, clock=True)
+    assert accuracy(data, found, part) > 0.95
+    blind, _ = fitted(data, model)
+    assert accuracy(data, blind, part) < 0.7
 
 
 @pytest.mark.parametrize("model", LEARNED)
@@ -255,7 +308,8 @@ def test_fewer_texts_than_components() -> None:
         ("linear", {"features": "best"}, "none of all, first", "features"),
         ("linear", {"features": "pca", "dims": COLS + 1}, "1 to 12", "dims"),
         ("linear", {"features": "all", "dims": 3}, "keeps the 12", "dims"),
-        ("word2vec_logistic", {"dims": 10_000}, "1 to 4095", "dims"),
+        ("content", {"sentiment": True}, "no setting sentiment", "sentiment"),
+        ("word2vec_logistic", {"dims": 10_000}, "1 to 4094", "dims"),
     ],
 )
 def test_settings_that_a_model_does_not_have(
@@ -283,8 +337,9 @@ def test_one_type_and_no_texts(model: str) -> None:
 
 def test_words_that_never_come_twice() -> None:
     data = replace(world(users=10), item_texts=[f"word{n}" for n in range(ITEMS)])
-    with pytest.raises(InvalidArgumentError, match="0 words occur in two"):
-        fitted(data, "word2vec_logistic")
+    for model, features in (("word2vec_logistic", None), ("logistic", "keywords")):
+        with pytest.raises(InvalidArgumentError, match="0 words occur in two"):
+            fitted(data, model, features=features)
 
 
 def test_users_of_one_event_each() -> None:

@@ -25,7 +25,7 @@ from predictor.models import model_dir
 from predictor.models.version import EncoderConfig
 from serving.process import ServiceProcess
 
-RECIPE = ClassicRecipe("bert_finetune", "pca", 8, 64, 3, 50, 1, texts=True)
+RECIPE = ClassicRecipe("bert_finetune", "pca", 8, 64, 3, 50, False, False, 1, texts=True)
 
 WORDS = ("red", "blue")
 ITEMS = {
@@ -129,6 +129,7 @@ def dataset(encoder: str, types: int, texts: int = 40) -> Dataset:
         targets=None,
         lineage={},
         item_texts=[],
+        sentiment=np.zeros(32, np.float32),
     )
 
 

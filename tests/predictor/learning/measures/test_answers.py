@@ -71,7 +71,7 @@ def dataset(ids: Sequence[str]) -> Dataset:
     return Dataset(
         to_events(columns, ids), vectors(ids), np.zeros((0, 3), np.float32),
         EncoderConfig(name="e", pooling="mean", cols=3), None, {}, [f"text of {i}" for i in ids],
-        [f"kind of {i}" for i in ids],
+        np.zeros(3, np.float32),        [f"kind of {i}" for i in ids],
     )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ def test_data_that_cannot_be_divided_as_read_have_a_report() -> None:
     dataset = Dataset(
         to_events(columns), np.zeros((1, 4), np.float32), nothing,
         EncoderConfig(name="none", pooling="mean", cols=4), None, {}, [""],
+        np.zeros(4, np.float32),
     )  # fmt: skip
     assert data_report(dataset, Protocol()) is None  # nobody has looked
     dataset = replace(dataset, inspection=inspect(columns, None, {}))

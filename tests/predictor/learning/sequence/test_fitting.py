@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def cycles() -> Dataset:
         encoder=EncoderConfig(name="e", pooling="mean", cols=6),
         targets=None,
         lineage={},
+        sentiment=np.eye(6, dtype=np.float32)[2],
     )
 
 
@@ -69,6 +71,34 @@ def test_it_learns_what_comes_next(model_type: str, negatives: int) -> None:
     assert best > 0.9  # by chance 0.38
     assert max(epoch.validation["type_accuracy"] for epoch in found.curve) > 0.9
     assert found.curve[-1].item_loss < found.curve[0].item_loss
+
+
+def test_types_that_follow_from_the_hour_are_learned_with_the_clock() -> None:
+    data = cycles()
+    rng = np.random.default_rng(3)
+    hours = np.cumsum(rng.integers(1, 48, (60, 9)), axis=1)
+    events = replace(
+        data.events,
+        timestamp=hours.ravel() * 3_600_000_000,
+        type=(np.roll(hours, 1, axis=1) % 24 < 12).ravel() * 1,
+    )
+    part = split(events, Protocol(split="leave-one-out"))
+    accuracies = {}
+    for clock in (True, False):
+        config = replace(PLAIN, model_type="gru", clock=clock, epochs=8, type_weight=5.0)
+        found = fit_sequence(
+            replace(data, events=events), part, config, exclude_history=False, progress=False
+        )
+        accuracies[clock] = max(epoch.validation["type_accuracy"] for epoch in found.curve)
+    assert accuracies[True] > 0.9
+    assert accuracies[False] < 0.75
+
+
+def test_sentiment_is_read_beside_the_principal_axes() -> None:
+    config = replace(PLAIN, text_dims=2, sentiment=True)
+    for some, rank in ((config, 3), (replace(config, sentiment=False), 2)):
+        (layer,) = fitted(some, stop=1).projection.layers
+        assert np.linalg.matrix_rank(layer.weight) == rank
 
 
 def test_one_seed_gives_one_model() -> None:

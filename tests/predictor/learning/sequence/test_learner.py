@@ -57,6 +57,7 @@ def batch_of(item: list[int], targets: list[int], text: int = -1) -> Batch:
         text=np.full((1, len(item)), text),
         type=np.zeros((1, len(item)), np.int64),
         gap=np.zeros((1, len(item)), np.int64),
+        hour=np.zeros((1, len(item)), np.int64),
         context=np.array([len(item) - 1]),
         log_gap=np.array([3.0], np.float32),
         row=np.zeros(size, np.int64),

@@ -61,7 +61,11 @@ def test_large_catalogues_are_sampled() -> None:
 
 def test_without_times_no_time_is_learned() -> None:
     assert resolve(FitConfig(), events_of([[0, 1, 2]], 5)).gap_weight > 0
-    assert resolve(FitConfig(), events_of([[0, 1, 2]], 5, times=False)).gap_weight == 0
+    without = events_of([[0, 1, 2]], 5, times=False)
+    assert resolve(FitConfig(), without).gap_weight == 0
+    with pytest.raises(InvalidArgumentError, match="no timestamps") as caught:
+        resolve(FitConfig(clock=True), without)
+    assert caught.value.field == "clock"
 
 
 def test_two_towers_share_many_dimensions_only() -> None:

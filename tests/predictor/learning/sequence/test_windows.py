@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from foretell.importing import EventColumns
 from predictor.learning.data import Events, to_events
 from predictor.learning.sequence.windows import FIRST_WEIGHT, LATE_HALF_LIFE, Windows
+from predictor.models.history import hours_of_week
 
 
 def random_events(seed: int) -> Events:
@@ -116,6 +117,15 @@ def test_without_times_there_is_no_gap() -> None:
     batch = next(Windows(events, 20).epoch(10**6, 10**6, np.random.default_rng(0)))
     assert np.isnan(batch.log_gap).all()
     assert (batch.gap == 0).all()
+    assert (batch.hour == 0).all()
+
+
+def test_hours_are_those_of_the_events() -> None:
+    events = random_events(0)
+    batch = next(Windows(events, 20).epoch(10**6, 10**6, np.random.default_rng(0)))
+    real = batch.item >= 0  # each event is an item of its own
+    assert (batch.hour[real] == hours_of_week(events.timestamp[batch.item[real]])).all()
+    assert len(np.unique(batch.hour[real])) > 24
 
 
 def test_late_baskets_count_more() -> None:

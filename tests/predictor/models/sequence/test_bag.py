@@ -22,7 +22,7 @@ from foretell.errors import InvalidArgumentError
 from foretell.projection import AffineLayer, Projection
 from predictor.models import model_dir
 from predictor.models.calibration import ItemCalibration, TypeCalibration
-from predictor.models.history import GAPS, HistoryBatch, starts
+from predictor.models.history import GAPS, HOURS, HistoryBatch, starts
 from predictor.models.sequence import bag as bags
 from predictor.models.sequence.bag import BAG, Bag, BagNetwork, features_of, log_shares_at
 from predictor.models.sequence.encoders import NetworkConfig
@@ -44,12 +44,13 @@ def histories(lengths: list[int], seed: int = 0, types: int = TYPES) -> HistoryB
         known,
         rng.integers(0, types + 1, tokens),
         rng.integers(0, GAPS, tokens),
+        rng.integers(0, HOURS, tokens),
         np.array(lengths, np.int64),
     )
 
 
 def summed_up(batch: HistoryBatch, row: int, shares: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What Bag says of one history, in a loop over its events."""
+    """What Bag with a clock says of one history, in a loop over its events."""
     begin, length = int(starts(batch.lengths)[row]), int(batch.lengths[row])
     events = [
         (batch.vectors[at], bool(batch.known[at]), int(batch.types[at]), int(batch.gaps[at]))
@@ -85,6 +86,10 @@ def summed_up(batch: HistoryBatch, row: int, shares: NDArray[np.float32]) -> NDA
     gaps = sum(w * event[3] for w, event in zip(weights, events, strict=True))
     usual = gaps / sum(weights) if events else 0.0
     columns.append(np.array([gap / GAPS, gap == 0, gap == 1, usual / GAPS, np.log1p(length)]))
+    hour = int(batch.hours[begin + length - 1]) if length else None
+    columns.append(np.array([hour % 24 / 24 if hour is not None else 0.0]))
+    columns.append(np.array([hour is not None and hour % 24 == n for n in range(24)]))
+    columns.append(np.array([hour is not None and hour // 24 == n for n in range(7)]))
     return np.concatenate(columns)
 
 
@@ -99,11 +104,13 @@ def test_many_histories_are_summed_up_as_each_in_a_loop(
 ) -> None:
     batch = histories(lengths, seed, types)
     shares = np.full(types, 1 / types, np.float32)
-    features = Bag(batch, shares).features()
+    features = Bag(batch, shares, clock=True).features()
     assert features.dtype == np.float32
-    assert features.shape == (
-        len(lengths), features_of(replace(CONFIG, behavior_types=types)),
-    )  # fmt: skip
+    config = replace(CONFIG, behavior_types=types, clock=True)
+    assert features.shape == (len(lengths), features_of(config))
+    without = Bag(batch, shares).features()
+    assert without.shape[1] == features_of(replace(config, clock=False))
+    assert (features[:, : without.shape[1]] == without).all()
     for row in range(len(lengths)):
         assert features[row] == pytest.approx(summed_up(batch, row, shares), abs=1e-5)
 
@@ -118,9 +125,11 @@ def test_no_histories_at_all() -> None:
 
 def test_where_the_log_shares_are() -> None:
     batch = histories([7, 2])
-    features = Bag(batch, SHARES).features()
+    features = Bag(batch, SHARES, clock=True).features()
     for half_life in bags.TYPE_HALF_LIVES:
-        shares = np.exp(features[:, log_shares_at(CONFIG, half_life)])
+        at = log_shares_at(CONFIG, half_life)
+        assert at == log_shares_at(replace(CONFIG, clock=True), half_life)
+        shares = np.exp(features[:, at])
         assert shares.sum(axis=1) == pytest.approx(1)
     some = batch.types[:7] < TYPES
     expected = np.bincount(batch.types[:7][some], minlength=TYPES) + SHARES
@@ -170,7 +179,7 @@ def test_each_history_is_read_alone() -> None:
         tokens = slice(begin, begin + length)
         alone = network.predict(
             HistoryBatch(batch.vectors[tokens], batch.known[tokens], batch.types[tokens],
-                         batch.gaps[tokens], batch.lengths[row : row + 1])
+                         batch.gaps[tokens], batch.hours[tokens], batch.lengths[row : row + 1])
         )  # fmt: skip
         assert alone.type_logits[0] == pytest.approx(together[row], abs=1e-5)
 

@@ -12,11 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from predictor.models.history import GAPS, HistoryBatch, gap_buckets, history_batch
+from predictor.models.history import (
+    DAY_HOURS,
+    GAPS,
+    HOURS,
+    HistoryBatch,
+    gap_buckets,
+    history_batch,
+    hours_of_week,
+)
 from predictor.models.sequence import encoders
 from predictor.models.sequence.network import MODEL_TYPES, NetworkConfig, SequenceNetwork
 
-CONFIG = NetworkConfig(behavior_types=3, dims=8, hidden=16, positions=80)
+CONFIG = NetworkConfig(behavior_types=3, dims=8, hidden=16, positions=80, clock=True)
 SECOND = 1_000_000
 
 KINDS = {
@@ -59,7 +67,7 @@ def part(batch: HistoryBatch, begin: int, end: int) -> HistoryBatch:
     tokens = slice(begin, end)
     return HistoryBatch(
         batch.vectors[tokens], batch.known[tokens], batch.types[tokens], batch.gaps[tokens],
-        np.array([end - begin]),
+        batch.hours[tokens], np.array([end - begin]),
     )  # fmt: skip
 
 
@@ -125,7 +133,7 @@ def test_states_depend_on_the_past_alone(network: SequenceNetwork) -> None:
 def tensors(batch: HistoryBatch) -> list[torch.Tensor]:
     return [
         torch.from_numpy(values)[None]
-        for values in (batch.vectors, batch.known, batch.types, batch.gaps)
+        for values in (batch.vectors, batch.known, batch.types, batch.gaps, batch.hours)
     ]
 
 
@@ -137,9 +145,27 @@ def test_every_part_of_a_token_counts(network: SequenceNetwork) -> None:
         ("known", ~batch.known),
         ("types", (batch.types + 1) % 4),
         ("gaps", batch.gaps + 1),
+        ("hours", (batch.hours + 1) % HOURS),
+        ("hours", (batch.hours + DAY_HOURS) % HOURS),
     ):
         changed = HistoryBatch(**{**vars(batch), name: other})
         assert np.abs(network.predict(changed).queries - before).max() > 1e-4, name
+
+
+def test_without_a_clock_hours_do_not_count() -> None:
+    torch.manual_seed(0)
+    network = SequenceNetwork(replace(CONFIG, clock=False)).eval()
+    batch = histories([6, 3])
+    before = network.predict(batch).queries
+    other = replace(batch, hours=(batch.hours + 5) % HOURS)
+    assert (network.predict(other).queries == before).all()
+
+
+def test_hours_of_the_week_are_counted_from_monday() -> None:
+    moments = ["1970-01-01T00:00", "2024-02-26T00:59:59", "2024-03-03T23:00", "1969-12-29T01:00"]
+    micros = [int(np.datetime64(moment, "us").astype(np.int64)) for moment in moments]
+    # A Thursday; a Monday; a Sunday's last hour; a Monday before 1970.
+    assert hours_of_week(np.array(micros)).tolist() == [3 * DAY_HOURS, 0, HOURS - 1, 1]
 
 
 def test_an_unknown_model_type_is_refused() -> None:
@@ -221,7 +247,7 @@ def test_the_last_states_are_those_of_the_whole_history(
         with torch.inference_mode():
             state = network.start
             if length:
-                tokens = (batch.vectors, batch.known, batch.types, batch.gaps)
+                tokens = (batch.vectors, batch.known, batch.types, batch.gaps, batch.hours)
                 state = network.encode(*(torch.from_numpy(v[some])[None] for v in tokens))[0, -1]
             logits, query, gap = network.heads(state[None])
         np.testing.assert_allclose(found.type_logits[row], logits[0], atol=2e-5)
