@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from predictor.learning.classic.recipe import CLASSIC
 from predictor.learning.options import add_data, dataset_of, positive, protocol_of
 from predictor.learning.sequence import config_file
 from predictor.learning.splits import Protocol
@@ -36,8 +37,9 @@ def add_search(commands: Any) -> None:
                          "without timestamps")  # fmt: skip
     command.add_argument("--budget-s", type=_seconds, metavar="S", help="begin no trial after so "
                          "many seconds (default: no limit)")  # fmt: skip
-    command.add_argument("--model", nargs="+", choices=model_types(), default=[], help="encoders "
-                         "to choose from (default: by the data)")  # fmt: skip
+    command.add_argument("--model", nargs="+", choices=(*model_types(), *CLASSIC), default=[],
+                         help="models to choose from, all of them sequence models or all classic "
+                         "models of behavior types (default: by the data)")  # fmt: skip
     command.add_argument("--tune", nargs="+", metavar="FIELD", help="settings to choose (default: "
                          "all that have an effect on the data)")  # fmt: skip
     command.add_argument("--config", type=Path, metavar="FILE", help="settings that are not "
@@ -54,6 +56,7 @@ def search_(options: argparse.Namespace) -> dict[str, Any]:
     looked at. A search that was ended, by whatever, is continued by the same command.
     """
     from predictor.learning.search.searching import Plan, search
+    from predictor.learning.search.space import models_of
 
     fixed, _ = config_file.given(options.config, epochs=options.epochs)
     plan = Plan(
@@ -65,6 +68,7 @@ def search_(options: argparse.Namespace) -> dict[str, Any]:
         tune=options.tune,
         budget_s=options.budget_s,
     )
+    models_of(fixed, plan.models)  # a fault in them is told before the data are read
     with dataset_of(options) as dataset:
         return search(
             dataset,

@@ -76,16 +76,19 @@ def slices(found: Found, space: Space) -> bytes:
         place = {}
         if isinstance(distribution, CategoricalDistribution):
             place = {choice: at for at, choice in enumerate(distribution.choices)}
-            axes.set_xticks(range(len(place)), [str(choice) for choice in place])
+            axes.set_xticks(
+                range(len(place)), ["-" if choice is None else str(choice) for choice in place]
+            )
             axes.set_xlim(-0.5, len(place) - 0.5)
         elif isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log:
             axes.set_xscale("log")
         elif isinstance(distribution, IntDistribution):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for rows, style in ((pruned, {"marker": "x", "color": GREY}), (whole, _by_number(found))):
-            at = [place.get(row.settings[name], row.settings[name]) for row in rows]
-            colour = {"c": [row.number for row in rows]} if "cmap" in style else {}
-            axes.scatter(at, [row.value for row in rows], **style, **colour)
+            having = [row for row in rows if name in row.settings]
+            at = [place.get(row.settings[name], row.settings[name]) for row in having]
+            colour = {"c": [row.number for row in having]} if "cmap" in style else {}
+            axes.scatter(at, [row.value for row in having], **style, **colour)
         axes.set(xlabel=name)
         axes.grid(alpha=0.3)
     for empty in panels[len(space) :]:

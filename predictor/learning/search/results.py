@@ -166,21 +166,27 @@ def table(result: Mapping[str, Any]) -> str:
     whole.sort(key=lambda entry: entry["mean"], reverse=result["better"] == "higher")
     shown = whole[:SHOWN]
     pruned = len(result["trials"]) - len(whole)
+    rows = {
+        "trial": [entry["trial"] for entry in shown],
+        **{name: [entry[name] for entry in shown] for name in ("mean", "spread", "seconds")},
+        # Blank where a setting has no effect beside the others.
+        **{name: [entry["settings"].get(name, "") for entry in shown] for name in result["space"]},
+    }
+    cells = {name: [_cell(value) for value in values] for name, values in rows.items()}
+    width = max(10, *(len(cell) for values in cells.values() for cell in values)) + 2
     lines = [
         f"{result['metric']} ({result['better']} is better): mean and standard deviation over "
         f"{len(result['folds'])} folds by {result['folds_by']}; "
         f"{len(result['trials'])} trials, {pruned} of them pruned",
-        _cells("trial", [entry["trial"] for entry in shown]),
-        *(_cells(name, [entry[name] for entry in shown]) for name in ("mean", "spread", "seconds")),
-        *(_cells(name, [entry["settings"][name] for entry in shown]) for name in result["space"]),
+        *(
+            name.ljust(21) + "".join(cell.rjust(width) for cell in values)
+            for name, values in cells.items()
+        ),
     ]
     return "\n".join([*lines, "", *result["notes"]])
 
 
-def _cells(name: str, values: Sequence[Any]) -> str:
-    shown = ("-" if value is None else _cell(value) for value in values)
-    return name.ljust(21) + "".join(f"{cell:>12}" for cell in shown)
-
-
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

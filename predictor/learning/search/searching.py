@@ -20,18 +20,18 @@ from tqdm import tqdm
 
 from foretell.errors import FailedPreconditionError, InvalidArgumentError
 from predictor.learning import training
+from predictor.learning.classic.recipe import CLASSIC, resolve_classic
 from predictor.learning.data import repeat_share
 from predictor.learning.measures.evaluation import REPEATS
 from predictor.learning.search import pictures, results
 from predictor.learning.search.folds import Fold, FoldKind, default_folds, make_folds
-from predictor.learning.search.space import Space, space_of, start_of
+from predictor.learning.search.space import Setting, Space, models_of, space_of, start_of
 from predictor.learning.search.study import SamplerKind, Study, owned
-from predictor.learning.search.trial import NotFinite, Result, epochs_of, measure
+from predictor.learning.search.trial import NotFinite, Result, measure, steps_of
 from predictor.learning.sequence import config_file
-from predictor.learning.sequence.recipe import FitConfig, Recipe, resolve
+from predictor.learning.sequence.recipe import FitConfig, resolve
 from predictor.learning.sources import Dataset
 from predictor.learning.splits import Protocol, Split
-from predictor.models.sequence.encoders import model_types
 
 BEST = "best.toml"
 REPORT = "search.json"
@@ -48,7 +48,8 @@ class Plan:
     folds_by: FoldKind | None = None
     """None: `default_folds`."""
     models: Sequence[str] = ()
-    """Encoders to choose from; none: the one that the configuration says, or the data."""
+    """Models to choose from, see `models_of`; none: the one that the configuration says, or the
+    data."""
     tune: Sequence[str] | None = None
     """Fields to choose; None: all that have an effect and that the configuration leaves open."""
     budget_s: float | None = None
@@ -64,7 +65,15 @@ class Job:
     fixed: FitConfig
     exclude_history: bool
     space: Space
-    start: Recipe
+    start: dict[str, Setting]
+    """Of the space: what the first trial has."""
+    warm_up: int
+    """Steps of a trial in which it is not pruned."""
+
+    @property
+    def unit(self) -> str:
+        """Of the steps."""
+        return "folds" if self.fixed.model_type in CLASSIC else "epochs"
 
 
 def search(
@@ -125,29 +134,35 @@ def search(
 def _job(
     dataset: Dataset, folds: Sequence[Fold], final: Split, fixed: FitConfig, plan: Plan
 ) -> Job:
-    if fixed.model_type not in (None, *model_types()):
-        raise InvalidArgumentError(
-            f"{fixed.model_type} is no sequence model: those are searched", field="model"
-        )
-    start = resolve(fixed, final.train)
-    if plan.models:
-        # The first trial has the default encoder where it is among them.
-        model = start.model_type if start.model_type in plan.models else plan.models[0]
-        fixed = replace(fixed, model_type=model)
-        start = resolve(fixed, final.train)
-    space = space_of(dataset, start, fixed, plan.models, plan.tune)
+    models = models_of(fixed, plan.models)
+    given = [replace(fixed, model_type=model) for model in models]
+    if models and models[0] in CLASSIC:
+        fixed, warm_up = given[0], 1
+        classic = [resolve_classic(one, dataset, final.train) for one in given]
+        space = space_of(dataset, classic, fixed, models, plan.tune)
+        start = start_of(space, classic[0], fixed)
+    else:
+        recipe = resolve(replace(fixed, model_type=None) if plan.models else fixed, final.train)
+        if models:
+            # The first trial has the default encoder where it is among them.
+            model = recipe.model_type if recipe.model_type in models else models[0]
+            fixed = replace(fixed, model_type=model)
+            recipe = resolve(fixed, final.train)
+        space = space_of(dataset, [recipe], fixed, models, plan.tune)
+        start, warm_up = start_of(space, recipe, fixed), max(1, recipe.epochs // 3)
     exclude = final.train.has_items and repeat_share(final.train) < REPEATS
-    epochs_of(fixed, folds)  # what cannot be fitted at all is told before anything is written
-    return Job(dataset, folds, fixed, exclude, space, start)
+    # What cannot be fitted at all is told before anything is written.
+    for one in given or [fixed]:
+        steps_of(dataset, folds, one)
+    return Job(dataset, folds, fixed, exclude, space, start, warm_up)
 
 
 def _run(
     job: Job, out: Path, plan: Plan, setup: dict[str, Any], command: str, *, progress: bool
 ) -> dict[str, Any]:
     study = Study(
-        out, job.space, start_of(job.space, job.start), sampler=plan.sampler,
-        seed=job.fixed.seed, warm_up=max(1, job.start.epochs // 3),
-    )  # fmt: skip
+        out, job.space, job.start, sampler=plan.sampler, seed=job.fixed.seed, warm_up=job.warm_up
+    )
     setup = json.loads(json.dumps(setup))  # as it is read again
     study.claim(setup)
     try:
@@ -175,7 +190,9 @@ def _run_trials(
         if plan.budget_s is not None and time.monotonic() - begin >= plan.budget_s:
             break
         label = f"trial {done + 1}/{plan.trials}"
-        _try(study, job, label, progress=progress)
+        if not _try(study, job, label, progress=progress):
+            sys.stderr.write(f"{label}  no settings are drawn that were not tried\n")
+            break
         _write(study, job, out, setup, command)
         if progress:
             sys.stderr.write(f"{label}  {_line(results.found(study.finished, job.folds))}\n")
@@ -189,22 +206,22 @@ def _draw(
         _replace(folder / name, png)
 
 
-def _try(study: Study, job: Job, label: str, *, progress: bool) -> None:
-    """Runs one trial to its end; one that is interrupted does not count."""
+def _try(study: Study, job: Job, label: str, *, progress: bool) -> bool:
+    """Runs one trial to its end; one that is interrupted does not count. False: there is none."""
     trial = study.ask()
+    if trial is None:
+        return False
     result = Result()
     try:
         if study.ended_the_process(trial):
             study.prune(trial, "it ended the process again and again: too little memory?")
-            return
+            return True
         try:
-            epochs = sum(epochs_of(replace(job.fixed, **trial.params), job.folds))
+            steps = sum(steps_of(job.dataset, job.folds, replace(job.fixed, **trial.params)))
         except InvalidArgumentError as error:  # dims that the given towers cannot share, say
             study.prune(trial, error.message)
-            return
-        with tqdm(
-            total=epochs, desc=label, unit="epochs", disable=not progress, leave=False
-        ) as bar:
+            return True
+        with tqdm(total=steps, desc=label, unit=job.unit, disable=not progress, leave=False) as bar:
             why = _measure(trial, job, result, bar)
         _note(trial, result)
         if why is None:
@@ -214,14 +231,15 @@ def _try(study: Study, job: Job, label: str, *, progress: bool) -> None:
     except BaseException:
         study.drop(trial)
         raise
+    return True
 
 
 def _measure(trial: Trial, job: Job, result: Result, bar: tqdm[Any]) -> str | None:
     """Fills the result; returns why it was given up, or None."""
 
-    def watch(epoch: int, score: float) -> None:
-        bar.update(epoch + 1 - bar.n)
-        trial.report(score, epoch)
+    def watch(step: int, score: float) -> None:
+        bar.update(step + 1 - bar.n)
+        trial.report(score, step)
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -236,6 +254,10 @@ def _measure(trial: Trial, job: Job, result: Result, bar: tqdm[Any]) -> str | No
         return "it diverged"
     except torch.OutOfMemoryError:
         return "too little memory"
+    except InvalidArgumentError as error:
+        if error.reason != "TOO_FEW_WORDS":  # what all trials meet ends the search
+            raise
+        return error.message
     return None
 
 

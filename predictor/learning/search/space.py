@@ -2,11 +2,14 @@
 
 Ranges hold the defaults of `recipe` with room on both sides. Sizes are choices rather than ranges,
 since towers and heads share them evenly. What has no effect on the data at hand is not searched.
+
+A setting may have an effect beside some others alone, as the width of a layer has where the model
+is `mlp`: see `applies`. Those come behind what they depend on, and trials choose in this order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from optuna.distributions import (
@@ -17,8 +20,10 @@ from optuna.distributions import (
 )
 
 from foretell.errors import InvalidArgumentError
+from predictor.learning.classic.recipe import CLASSIC, FEATURES, FINE_TUNED, ClassicRecipe
 from predictor.learning.sequence.recipe import FULL_SOFTMAX_ITEMS, FitConfig, Recipe
 from predictor.learning.sources import Dataset
+from predictor.models.sequence.encoders import model_types
 
 Space = dict[str, BaseDistribution]
 """Distributions by the FitConfig field that they are of."""
@@ -52,53 +57,155 @@ WITH_TEXTS: Space = {
     "term_dropout": FloatDistribution(0.0, 0.6),
 }
 
-ALL = (*ALWAYS, *WITH_ITEMS, *WITH_TEXTS)
+OF_CLASSIC: Space = {
+    # None: principal components, and these only where validation says that texts help.
+    "features": CategoricalDistribution((None, *FEATURES)),
+    "dims": CategoricalDistribution((8, 16, 32, 64, 128, 256)),
+    "history_length": CategoricalDistribution((20, 50, 100, 200)),
+    "hidden": CategoricalDistribution((16, 32, 64, 128, 256)),
+    # At most: all models that have any stop early.
+    "epochs": IntDistribution(10, 1_000, log=True),
+}
+
+_BAG = ("features", "dims", "history_length")
+SETTINGS = {
+    "linear": _BAG,
+    "logistic": _BAG,
+    "mlp": (*_BAG, "hidden", "epochs"),
+    "lightgbm": (*_BAG, "epochs"),
+    "word2vec_logistic": ("dims", "history_length"),
+}
+"""Classic models that are searched, and which of OF_CLASSIC each has."""
+
+ALL = tuple(dict.fromkeys((*ALWAYS, *WITH_ITEMS, *WITH_TEXTS, *OF_CLASSIC)))
 """Fields that `--tune` may name."""
+
+
+def models_of(fixed: FitConfig, models: Sequence[str]) -> tuple[str, ...]:
+    """The models to choose from; none: what the data decide.
+
+    Args:
+        fixed: its model is the one where `models` names none.
+        models: see Plan.
+
+    Raises:
+        InvalidArgumentError: one of them is not searched, or they are of two kinds.
+    """
+    found = tuple(models) or ((fixed.model_type,) if fixed.model_type else ())
+    for model in found:
+        if model not in (*model_types(), *SETTINGS):
+            raise InvalidArgumentError(_not_searched(model), field="model")
+    classic = [model for model in found if model in SETTINGS]
+    if classic and len(classic) < len(found):
+        raise InvalidArgumentError(
+            f"{', '.join(classic)} and sequence models have other settings, and are measured by "
+            "other things (behavior types; items): search them apart, and `compare` what is found",
+            field="model",
+        )
+    return found
+
+
+def _not_searched(model: str) -> str:
+    if model == FINE_TUNED:
+        why = "each trial would fine-tune an encoder and embed all texts again: try --epochs"
+    elif model in CLASSIC:
+        why = "what there is to choose of it, validation chooses whenever it is trained"
+    else:
+        why = f"there are {', '.join((*model_types(), *SETTINGS))}"
+    return f"the model {model} is not searched: {why}"
 
 
 def space_of(
     dataset: Dataset,
-    start: Recipe,
+    starts: Sequence[Recipe] | Sequence[ClassicRecipe],
     fixed: FitConfig,
     models: Sequence[str] = (),
     tune: Collection[str] | None = None,
 ) -> Space:
-    """What is searched: always with `start` in it.
+    """What is searched: always with `starts` in it.
 
     Args:
         dataset: says which fields have an effect.
-        start: what `fixed` comes to on this data without a search.
+        starts: what `fixed` comes to on this data without a search: with the encoder that the first
+            trial has, or with each of the classic models.
         fixed: what the caller has decided; searched only where `tune` says so.
-        models: encoders to choose from, where there are several.
+        models: to choose from, where there are several.
         tune: fields to choose; None: all that have an effect and are not decided.
 
     Raises:
         InvalidArgumentError: a field of `tune` is unknown or has no effect on this data, or nothing
             is left to choose.
     """
-    possible = _possible(dataset)
+    classic = [start.model_type for start in starts if isinstance(start, ClassicRecipe)]
+    possible = _of_classic(dataset, classic, fixed, tune) if classic else _possible(dataset)
     for name in tune or ():
         if name not in ALL:
             raise _wrong(f"{name!r} is none of the settings that are searched: {', '.join(ALL)}")
         if name not in possible:
-            raise _wrong(f"{name} has no effect on this data")
+            models_too = f" and {', '.join(classic)}" if classic else ""
+            raise _wrong(f"{name} has no effect on this data{models_too}")
     free = [name for name in possible if getattr(fixed, name) is None]
     chosen = free if tune is None else [name for name in possible if name in tune]
-    space = {name: _with(possible[name], getattr(start, name)) for name in chosen}
-    if len(models) > 1:
-        space[MODEL] = CategoricalDistribution(tuple(models))
+    space: Space = {MODEL: CategoricalDistribution(tuple(models))} if len(models) > 1 else {}
+    for name in chosen:
+        space[name] = possible[name]
+        for start in starts:
+            if applies(name, {MODEL: start.model_type}):
+                space[name] = _with(space[name], _at(start, fixed, name))
     if not space:
         raise _wrong("the configuration decides everything: name what to choose with --tune")
     return space
 
 
-def start_of(space: Space, start: Recipe) -> dict[str, Setting]:
-    """The point of the space that `start` is."""
-    return {name: getattr(start, name) for name in space}
+def applies(name: str, chosen: Mapping[str, Setting]) -> bool:
+    """Whether a setting has an effect beside those of the same space that are chosen before it."""
+    model = chosen.get(MODEL)
+    if isinstance(model, str) and name not in (MODEL, *SETTINGS.get(model, (name,))):
+        return False
+    return name != "dims" or chosen.get("features") != "all"
+
+
+def start_of(space: Space, start: Recipe | ClassicRecipe, fixed: FitConfig) -> dict[str, Setting]:
+    """The point of the space that `start` is, which `fixed` comes to."""
+    point: dict[str, Setting] = {}
+    for name in space:
+        if applies(name, point):
+            point[name] = _at(start, fixed, name)
+    return point
+
+
+def _at(start: Recipe | ClassicRecipe, fixed: FitConfig, name: str) -> Setting:
+    # To leave features out is not the same as to ask for those that are usual: see OF_CLASSIC.
+    value: Setting = fixed.features if name == "features" else getattr(start, name)
+    return value
+
+
+def _of_classic(
+    dataset: Dataset, models: Sequence[str], fixed: FitConfig, tune: Collection[str] | None
+) -> Space:
+    """Those of classic models that have an effect."""
+    found = {
+        name: distribution
+        for name, distribution in OF_CLASSIC.items()
+        if any(name in SETTINGS[model] for model in models)
+    }
+    if not _has_texts(dataset):
+        found = {name: found[name] for name in found if name not in ("features", "dims")}
+    elif fixed.features == "all" and "features" not in (tune or ()):
+        del found["dims"]
+    else:
+        cols = dataset.encoder.cols
+        sizes = [size for size in (8, 16, 32, 64, 128, 256) if size < cols] or [cols]
+        found["dims"] = CategoricalDistribution(sizes)
+    return found
+
+
+def _has_texts(dataset: Dataset) -> bool:
+    return bool(np.any(dataset.item_vectors) or np.any(dataset.text_vectors))
 
 
 def _possible(dataset: Dataset) -> Space:
-    """Those that have an effect."""
+    """Those of sequence models that have an effect."""
     events = dataset.events
     found = dict(ALWAYS)
     if events.has_items:
@@ -111,7 +218,7 @@ def _possible(dataset: Dataset) -> Space:
         )
         if len(sizes) == 1:
             del found["negatives"]
-    if np.any(dataset.item_vectors) or np.any(dataset.text_vectors):
+    if _has_texts(dataset):
         cols = dataset.encoder.cols
         axes = [size for size in (64, 128, 256, 384) if size < cols] or [cols]
         found |= WITH_TEXTS | {"text_dims": CategoricalDistribution(axes)}

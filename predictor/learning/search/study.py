@@ -1,14 +1,15 @@
 """The trials of a search, kept in a directory: Optuna's study in SQLite.
 
 What is suggested next goes by the seed and by the trials that are finished, and by nothing else:
-the sampler begins anew for each, with a seed of its own. So a search that was killed, by whatever,
+the sampler begins anew for each, with a seed of its own. Settings that were tried are not tried
+again: a fit is the same each time. So a search that was killed, by whatever,
 is continued by the same command as if nothing had happened; the trial that was running is run from
 its beginning, with the same settings. This holds on the same machine with the same versions and
 threads: elsewhere scores differ in their last digits, and so may what TPE makes of them. Optuna
 promises no equal suggestions between its versions.
 
 TPE is Bergstra et al. (2011), "Algorithms for hyper-parameter optimization". A trial is pruned
-where its score so far is below the median of the others' at the same epoch (Golovin et al., 2017,
+where its score so far is below the median of the others' at the same step (Golovin et al., 2017,
 "Google Vizier", section 3.2).
 """
 
@@ -23,12 +24,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from foretell.errors import FailedPreconditionError, InvalidArgumentError
-from predictor.learning.search.space import Setting, Space
+from predictor.learning.search.space import Setting, Space, applies
 
 SamplerKind = Literal["tpe", "random"]
 SAMPLERS: tuple[SamplerKind, ...] = get_args(SamplerKind)
@@ -37,6 +44,10 @@ FILE = "study.db"
 
 UNPRUNED = 5
 """Trials that are run to their end before others are compared with them."""
+
+DRAWS = 500
+"""Of settings, until some are new: few choices repeat themselves. The last among a hundred is
+found by 99 searches in 100."""
 
 TRIES = 3
 """Of a trial that ends the process, as too little memory does, until it counts as pruned."""
@@ -90,7 +101,7 @@ class Study:
             start: what the first trial has.
             sampler: how the others choose.
             seed: of all choices.
-            warm_up: epochs of a trial in which it is not pruned.
+            warm_up: steps of a trial in which it is not pruned.
 
         Raises:
             InvalidArgumentError: the file there is no study of Optuna's, or of another version.
@@ -133,14 +144,33 @@ class Study:
         """Trials that were run to their end or pruned, in their order."""
         return self._study.get_trials(deepcopy=False, states=FINISHED)
 
-    def ask(self) -> Trial:
-        """The next trial."""
-        done = len(self.finished)
-        self._study.sampler = _sampler(self._kind, self._seed, done)
+    def ask(self) -> Trial | None:
+        """The next trial, whose settings none of the finished ones had; None: no such was drawn."""
+        finished = self.finished
+        known = [trial.params for trial in finished]
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not done and not waiting:
+        if not finished and not waiting:
             self._study.enqueue_trial(self._start)
-        return self._study.ask(self._space)
+        self._study.sampler = _sampler(self._kind, self._seed, len(finished))
+        trial = self._chosen(self._study.ask())
+        if trial.params not in known:
+            return trial
+        # The sampler insists on what it has seen: chance goes on.
+        self._study.tell(trial.number, state=TrialState.FAIL)
+        drawn = optuna.create_study(sampler=_sampler("random", self._seed, len(finished)))
+        for _ in range(DRAWS):
+            params = self._chosen(drawn.ask()).params
+            if params not in known:
+                self._study.enqueue_trial(params)
+                return self._chosen(self._study.ask())
+        return None
+
+    def _chosen(self, trial: Trial) -> Trial:
+        """With settings, as far as they have an effect."""
+        for name, distribution in self._space.items():
+            if applies(name, trial.params):
+                _suggest(trial, name, distribution)
+        return trial
 
     def ended_the_process(self, trial: Trial) -> bool:
         """Whether these settings have ended it so often that they will again."""
@@ -174,6 +204,17 @@ class Study:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=self._seed)
         found = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
         return {name: float(share) for name, share in found.items()}
+
+
+def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> None:
+    """Lets the trial choose one of its settings."""
+    match distribution:
+        case CategoricalDistribution():
+            trial.suggest_categorical(name, distribution.choices)
+        case IntDistribution():
+            trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+        case FloatDistribution():
+            trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
 
 
 def _sampler(kind: SamplerKind, seed: int, done: int) -> BaseSampler:

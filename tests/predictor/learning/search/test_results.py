@@ -43,6 +43,19 @@ def test_where_less_is_better_the_least_is_the_best() -> None:
     assert lines[5].split() == ["dims", "32", "32"]
 
 
+def test_a_table_leaves_blank_what_has_no_effect() -> None:
+    rows = [
+        Row(1, {"model_type": "word2vec_logistic", "dims": 8}, (0.5,), 0.5, None, (), 1.0),
+        Row(2, {"model_type": "logistic", "features": None, "dims": 32}, (0.4,), 0.4, None, (), 1),
+    ]
+    result = {**report(Found(LOG_LOSS, rows, 1000)), "folds": ["a"], "folds_by": "time"}
+    result["space"] = {"model_type": {}, "features": {}, "dims": {}}
+    lines = table(result).splitlines()
+    assert lines[5].split() == ["model_type", "logistic", "word2vec_logistic"]
+    assert lines[6].split() == ["features", "-"]
+    assert [len(line) for line in lines[1:8]] == [len(lines[1])] * 7
+
+
 @pytest.mark.parametrize(
     ("rows", "fewest", "said"),
     [

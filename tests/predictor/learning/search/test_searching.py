@@ -49,7 +49,10 @@ def dataset(*, items: int = 12, types: int = 3, users: int = 30, times: bool = T
     vectors = np.zeros((items, 4), np.float32)
     encoder = EncoderConfig(name="none", pooling="mean", cols=4)
     lineage: dict[str, str | int] = {"events": "made", "seed": 0}
-    return Dataset(to_events(columns), vectors, vectors[:0], encoder, None, lineage, [""] * items)
+    none = np.zeros(4, np.float32)
+    return Dataset(
+        to_events(columns), vectors, vectors[:0], encoder, None, lineage, [""] * items, none
+    )
 
 
 def test_the_best_setting_is_a_file_that_train_takes(tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_types_alone_are_measured_by_log_loss_and_a_hopeless_trial_is_pruned(
         ({"tune": ("terms",)}, TINY, "terms has no effect on this data"),
         ({"tune": ()}, TINY, "decides everything"),
         ({}, replace(TINY, towers=3), "3 towers cannot share"),
-        ({}, replace(TINY, model_type="logistic"), "no sequence model"),
+        ({}, replace(TINY, model_type="logistic"), "logistic has no setting epochs"),
         ({"folds": 200}, TINY, "do not give 200 folds"),
         ({"folds": 1, "folds_by": "user"}, TINY, "two folds at least"),
     ],
