@@ -188,7 +188,8 @@ def _lines(network: BagNetwork, targets: Targets, space: Space, recipe: ClassicR
     for rows in batches(len(targets)):
         batch = history_of(targets, rows, recipe.history_length, space.items, space.texts)
         parts.append(network.bag(batch).features())
-    return Lines(np.concatenate(parts)[targets.row], targets.type)
+    features = np.concatenate(parts)[targets.row]
+    return Lines(features, targets.type, text_features_of(network.config))
 
 
 def _fill(network: BagNetwork, head: Head) -> None:

@@ -67,6 +67,8 @@ class Lines(NamedTuple):
     """(lines, k)."""
     true: Ints
     """(lines,) types."""
+    texts: int = 0
+    """How many of the features, the first ones, are of texts."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,22 @@ Fit = Callable[[Lines, Lines, Floats, ClassicRecipe], Head]
 def standardised(fit: Fit) -> Fit:
     """Fits on features with mean 0 and variance 1; the head reads them as they are.
 
-    A feature that is constant, or that only rounding moves, counts nothing.
+    Those of texts keep their relations, and have variance 1 on average: a word that hardly anybody
+    has met is not blown up. A feature that is constant, or moved by rounding alone, counts nothing.
     """
 
     def fit_(learn: Lines, judge: Lines, log_shares: Floats, recipe: ClassicRecipe) -> Head:
         mean = learn.features.mean(axis=0, dtype=np.float64)
         spread = learn.features.std(axis=0, dtype=np.float64)
         moves = spread > LEAST_SPREAD
+        spread[: learn.texts] = np.sqrt(np.mean(spread[: learn.texts] ** 2)) if learn.texts else 1
         shift, scale = mean[moves], 1 / spread[moves]
 
         def scaled(lines: Lines) -> Lines:
             some = lines.features[:, moves]
             some -= shift.astype(np.float32)
             some *= scale.astype(np.float32)
-            return Lines(some, lines.true)
+            return Lines(some, lines.true)  # whose texts are scaled
 
         head = fit(scaled(learn), scaled(judge), log_shares, recipe)
         (weight, bias), *rest = head.layers

@@ -9,7 +9,6 @@ import numpy as np
 from implicit.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
-from scipy.optimize import minimize  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits
 
 from predictor.learning.data import Events
@@ -17,7 +16,6 @@ from predictor.learning.measures.answers import Answers
 from predictor.learning.measures.baselines import histories_of
 from predictor.learning.measures.metrics import batches, item_metrics
 from predictor.learning.ranking.examples import wanted_pairs
-from predictor.models.ranking.pairs import Pairs
 from predictor.models.ranking.recommender import RECOMMENDERS, Factors, Recommender
 
 Doubles = NDArray[np.float64]
@@ -32,11 +30,14 @@ ITERATIONS = 15
 ALPHAS = (1.0, 10.0, 40.0)
 """Of which validation chooses one: how much more an event counts than none (Hu et al. take 40)."""
 
-SHRINKAGE = 1e-3
-"""Of the weights of a blend, against methods that say the same."""
+CONTEXTS = 5_000
+"""By which the weights of a blend are chosen at most, drawn at random."""
 
-LEAST_WEIGHT = 0.01
-"""Of the largest: a method that counts less is left out."""
+STEPS = (0.0, 0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
+"""By which a weight is tried to be multiplied; one of zero, as a share of the largest."""
+
+LEAST_GAIN = 5e-4
+"""NDCG for which a blend reads one more method."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
     search = _measured(None, answers)
     if len(methods) == 1:
         return FittedRecommender(whole, alone[methods[0]], search, {})
-    whole = replace(whole, weights=blend(whole, answers))
+    whole = replace(whole, weights=blend(whole, answers, seed))
     if "matrix_factorisation" not in whole.weights:
         whole = replace(whole, factors=None)
     return FittedRecommender(whole, _measured(whole, answers), search, alone)
@@ -110,66 +111,113 @@ def _measured(recommender: Recommender | None, answers: Answers) -> dict[str, fl
     )  # fmt: skip
 
 
-def blend(recommender: Recommender, answers: Answers) -> dict[str, float]:
-    """Weights of the methods, none negative, under which what users did next is most likely.
+def blend(recommender: Recommender, answers: Answers, seed: int) -> dict[str, float]:
+    """Weights of the methods, the largest 1, with the largest NDCG@10.
 
-    A conditional logit (McFadden, 1974) over the candidates of each history: the probability of an
-    item is the softmax of the weighted scores.
+    Coordinate ascent (Metzler and Croft, 2007, "Linear feature-based models for information
+    retrieval") from equal weights, and from the method that is best alone. Methods that are hardly
+    worth anything beside the others are left out.
 
     Args:
         recommender: its candidates, with its weights.
         answers: of the targets to learn from.
+        seed: of the contexts that are drawn where there are many.
     """
+    lists = _Lists.of(recommender, answers, seed)
     methods = tuple(recommender.weights)
-    if not len(answers.targets):
+    alone = np.eye(len(methods))
+    if not max(map(lists.ndcg, alone)) > 0:  # nothing tells targets from others
         return dict(recommender.weights)
-    row, table, hit = _candidates(recommender, answers)
-    if not len(row):
-        return dict(recommender.weights)
-    begin = np.flatnonzero(np.diff(row, prepend=-1))
-    hits = np.add.reduceat(hit, begin)
-    group = np.repeat(np.arange(len(begin)), np.diff(np.append(begin, len(row))))
-    share = hit / hits[group]
-    wanted = share @ table
-
-    def loss(weights: Doubles) -> tuple[float, Doubles]:
-        scores = table @ weights
-        scores -= np.maximum.reduceat(scores, begin)[group]
-        odds = np.exp(scores)
-        total = np.add.reduceat(odds, begin)
-        value = np.log(total).sum() - share @ scores
-        gradient = (odds / total[group]) @ table - wanted
-        penalty = SHRINKAGE * len(begin) * weights
-        return float(value + penalty @ weights / 2), gradient + penalty
-
-    start = np.ones(len(methods))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(methods)).x
-    if not found.max() > 0:  # nothing tells targets from others
-        return dict(recommender.weights)
+    starts = np.ones(len(methods)), max(alone, key=lists.ndcg)
+    found = max((_ascend(lists, start) for start in starts), key=lists.ndcg)
+    for at in np.argsort(found, kind="stable"):
+        without = np.where(np.arange(len(found)) == at, 0.0, found)
+        if lists.ndcg(without) > lists.ndcg(found) - LEAST_GAIN:
+            found = without
     return {
         method: float(weight)
-        for method, weight in zip(methods, found, strict=True)
-        if weight >= LEAST_WEIGHT * found.max()
+        for method, weight in zip(methods, found / found.max(), strict=True)
+        if weight > 0
     }
 
 
-def _candidates(
-    recommender: Recommender, answers: Answers
-) -> tuple[NDArray[np.int64], Doubles, Doubles]:
-    """Of contexts with a target among the candidates: context (n,), each method's scores
-    (n, methods), and whether the candidate is a target (n,)."""
-    alone = [replace(recommender, weights={method: 1.0}) for method in recommender.weights]
-    rows, tables, labels = [], [], []
-    for batch in batches(len(answers.targets)):
-        histories, pairs, model_scores = answers.candidates(recommender, batch)
-        wanted = wanted_pairs(answers.numbered, batch, histories, repeats=recommender.repeats)
-        hit = pairs.within(wanted)
-        some = np.isin(pairs.row, pairs.row[hit])
-        pairs = Pairs(pairs.row[some], pairs.item[some])
-        columns = [
-            one.score(histories, pairs, model_scores[some], answers.vectors) for one in alone
-        ]
-        rows.append(pairs.row + batch.start)
-        tables.append(np.stack(columns, axis=1).astype(np.float64))
-        labels.append(hit[some].astype(np.float64))
-    return np.concatenate(rows), np.concatenate(tables), np.concatenate(labels)
+def _ascend(lists: _Lists, weights: Doubles) -> Doubles:
+    """Changes one weight after the other for the better, until none can be."""
+    best, before = lists.ndcg(weights), -1.0
+    while best > before:
+        before = best
+        for at in range(len(weights)):
+            unit = weights[at] or weights.max()
+            for step in STEPS:
+                tried = weights.copy()
+                tried[at] = unit * step
+                value = lists.ndcg(tried)
+                if value > best:
+                    best, weights = value, tried
+    return weights
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Candidates of some contexts with a target among them, padded to the longest list."""
+
+    scores: NDArray[np.float32]
+    """(contexts, most, methods) of each method."""
+    padding: NDArray[np.bool_]
+    """(contexts, most)."""
+    hit: NDArray[np.bool_]
+    """(contexts, most) whether the candidate is a target."""
+    ideal: Doubles
+    """(contexts,) the discounted gain of a perfect list."""
+
+    @classmethod
+    def of(cls, recommender: Recommender, answers: Answers, seed: int) -> _Lists:
+        """The lists that the recommender orders for the targets of the answers."""
+        alone = [replace(recommender, weights={method: 1.0}) for method in recommender.weights]
+        drawn = np.random.default_rng(seed).permutation(len(answers.targets)) < CONTEXTS
+        lists: list[tuple[NDArray[np.float32], NDArray[np.bool_], int]] = []
+        for batch in batches(len(answers.targets)):
+            histories, pairs, model_scores = answers.candidates(recommender, batch)
+            wanted = wanted_pairs(answers.numbered, batch, histories, repeats=recommender.repeats)
+            hit = pairs.within(wanted)
+            columns = [one.score(histories, pairs, model_scores, answers.vectors) for one in alone]
+            table, sizes = np.stack(columns, axis=1), np.bincount(wanted.row, minlength=1)
+            for row in np.intersect1d(pairs.row[hit], np.flatnonzero(drawn[batch])):
+                part = slice(*np.searchsorted(pairs.row, [row, row + 1]))
+                lists.append((table[part], hit[part], int(sizes[row])))
+        return cls._padded(lists, len(alone))
+
+    @classmethod
+    def _padded(
+        cls, lists: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_], int]], methods: int
+    ) -> _Lists:
+        most = max((len(hit) for _, hit, _ in lists), default=0)
+        most = max(most, len(_DISCOUNTS))
+        scores = np.zeros((len(lists), most, methods), np.float32)
+        padding, hits = (
+            np.ones((len(lists), most), np.bool_),
+            np.zeros((len(lists), most), np.bool_),
+        )
+        for at, (table, hit, _) in enumerate(lists):
+            scores[at, : len(hit)], hits[at, : len(hit)], padding[at, : len(hit)] = (
+                table,
+                hit,
+                False,
+            )
+        gains = np.cumsum(_DISCOUNTS)
+        ideal = gains[[min(size, len(gains)) - 1 for _, _, size in lists]] if lists else gains[:0]
+        return cls(scores, padding, hits, ideal)
+
+    def ndcg(self, weights: Doubles) -> float:
+        """NDCG@10 of the lists in the order of the weighted scores; 0 without any."""
+        if not len(self.ideal):
+            return 0.0
+        blended = self.scores @ weights.astype(np.float32)
+        blended[self.padding] = -np.inf
+        top = np.argpartition(-blended, len(_DISCOUNTS) - 1, axis=1)[:, : len(_DISCOUNTS)]
+        order = np.argsort(-np.take_along_axis(blended, top, axis=1), axis=1, kind="stable")
+        hit = np.take_along_axis(self.hit, np.take_along_axis(top, order, axis=1), axis=1)
+        return float((hit @ _DISCOUNTS / self.ideal).mean())
+
+
+_DISCOUNTS = 1 / np.log2(np.arange(2, 12))

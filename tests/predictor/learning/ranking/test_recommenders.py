@@ -98,16 +98,16 @@ def test_a_blend_reads_what_helps_and_beats_its_parts() -> None:
 @pytest.mark.parametrize(("text", "read"), [(0.0, False), (4.0, True)])
 def test_texts_count_only_where_they_tell_something(text: float, read: bool) -> None:
     found, part = answers(world(loyal=False), repeats=False, text=text)
-    whole = Recommender({"content": 1.0, "popular": 1.0}, histories_of(part.train), None, False)
-    weights = blend(whole, found)
-    assert (weights.get("content", 0.0) > 0.3) is read
+    whole = Recommender({"content": 1.0, "item_knn": 1.0}, histories_of(part.train), None, False)
+    weights = blend(whole, found, seed=1)
+    assert (weights.get("content", 0.0) > 0.1) is read
 
 
 def test_nothing_to_learn_weights_from_leaves_them_equal() -> None:
     found, part = answers(world(loyal=False), repeats=False)
     nobody = replace(found, targets=found.targets.subset(np.zeros(len(found.targets), np.bool_)))
     whole = Recommender({"item_knn": 1.0, "popular": 1.0}, histories_of(part.train), None, False)
-    assert blend(whole, nobody) == {"item_knn": 1.0, "popular": 1.0}
+    assert blend(whole, nobody, seed=1) == {"item_knn": 1.0, "popular": 1.0}
 
 
 def test_the_baseline_is_the_recommender() -> None:
