@@ -31,8 +31,10 @@ demo: $(READY) ## data, training, predictions, a report in out/demo (FULL=1; ITE
 serve: $(READY) ## both services on their default ports over the demo's data and model
 	$(BIN)/python -m serving.demo serve
 
+# Two processes share the tests; each goes through a run of them as they stand, for neighbours share
+# services, and the one that is done first takes half of what the other has left.
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 deps-external: ## Debian and npm packages of the tests marked external (apt-get as root)
 	apt-get update
