@@ -1,6 +1,8 @@
 """Fixtures that several packages' tests share. Real services run once per session."""
 
 import contextlib
+import itertools
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,13 +35,29 @@ def embedder_address(tmp_path_factory: pytest.TempPathFactory, embedder_log: Pat
         yield service.address
 
 
+def _can_be_bound(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("", port))
+        return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Gives ports that nobody listens on, each but once.
+
+    They are for commands that cannot say which one they got. No connection of another test takes
+    them meanwhile, for they lie below those that systems give by themselves; and processes that
+    run tests at the same time begin in different places.
+    """
+    ports = (10_000 + number % 20_000 for number in itertools.count(97 * os.getpid()))
+    return lambda: next(port for port in ports if _can_be_bound(port))
+
+
 @pytest.fixture
-def free_ports() -> tuple[int, int]:
-    """Two ports that nobody listens on: for commands that cannot say which one they got."""
-    with socket.socket() as first, socket.socket() as second:
-        for one in (first, second):
-            one.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
+def free_ports(free_port: Callable[[], int]) -> tuple[int, int]:
+    """Two ports that nobody listens on."""
+    return free_port(), free_port()
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -769,18 +768,14 @@ def test_deadline(call: Caller, server: Server, address: str) -> None:
     server.blocked.set()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_a_read_of_an_absent_service_fails_soon(call: Caller) -> None:
+def test_a_read_of_an_absent_service_fails_soon(call: Caller, free_port: Callable[[], int]) -> None:
     with pytest.raises(foretell.UnavailableError):
         call("embedder_info", client={"embedder": f"127.0.0.1:{free_port()}", "settings": FAST})
 
 
-def test_a_write_waits_for_an_absent_service(call: Caller, server: Server) -> None:
+def test_a_write_waits_for_an_absent_service(
+    call: Caller, server: Server, free_port: Callable[[], int]
+) -> None:
     port = free_port()
     server.answers["UpsertItems"] = [epb.UpsertItemsResponse(upserted=1)]
     with ThreadPoolExecutor(1) as pool:

@@ -1,7 +1,6 @@
 """Behavior texts on their way into the embedder and out of it, whatever fails meanwhile."""
 
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,12 +55,11 @@ def test_texts_wait_for_an_absent_embedder(
     start_embedder: Callable[..., ServiceProcess],
     connect: Connect,
     eventually: Eventually,
+    free_port: Callable[[], int],
     tmp_path: Path,
 ) -> None:
     """Ingested without an embedder and over a kill -9, all texts are there once it has come."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"127.0.0.1:{port}"
     service = start_predictor(address)
     stubs = connect(service.address)

@@ -1,7 +1,6 @@
 """Predictions by a model over gRPC: one predictor with the catalogue's embedder."""
 
 import contextlib
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,11 +43,8 @@ def version(
 
 
 @pytest.fixture(scope="module")
-def metrics_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+def metrics_port(free_port: Callable[[], int]) -> int:
+    return free_port()
 
 
 @pytest.fixture(scope="module")

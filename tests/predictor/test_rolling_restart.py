@@ -1,6 +1,5 @@
 """Both services are restarted one after another at steady load, and no call fails."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,9 @@ WRITE_TIMEOUT_S = 30.0
 
 
 @pytest.fixture
-def ports() -> list[int]:
+def ports(free_port: Callable[[], int]) -> list[int]:
     """Three ports that nobody listens on."""
-    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-        for one in (first, second, third):
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in (first, second, third)]
+    return [free_port() for _ in range(3)]
 
 
 class Load:

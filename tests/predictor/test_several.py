@@ -33,15 +33,12 @@ OF_ITS_OWN = ("grpc.use_local_subchannel_pool", 1)
 
 
 @pytest.fixture
-def page_ports() -> tuple[int, int]:
+def page_ports(free_port: Callable[[], int]) -> tuple[int, int]:
     """Two ports that follow one another and that nobody listens on."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port, port + 1
+    first, second = free_port(), free_port()
+    while second != first + 1:
+        first, second = second, free_port()
+    return first, second
 
 
 def workers(service: ServiceProcess) -> set[int]:

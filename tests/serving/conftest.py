@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -77,7 +76,9 @@ class Observed:
 
 
 @pytest.fixture(scope="session")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+def observed(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[Observed]:
     """Both services after an item, an event and a search; tests count what they do themselves."""
     folder = tmp_path_factory.mktemp("observed")
     with contextlib.ExitStack() as stack:
@@ -89,7 +90,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         stack.callback(lambda: server.stop(None).wait())
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # milliseconds, in which a span is sent
-        ports = _two_free_ports()
+        ports = free_port(), free_port()
 
         def start(name: str, port: int, *flags: str) -> ServiceProcess:
             every = ["--port", "0", "--data-dir", str(folder / name), "--otlp-endpoint", endpoint]
@@ -107,10 +108,3 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             client.ingest_events([foretell.Event("anna", "buy", item_id="tea-1", text="a cup")])
             client.search(texts=["tea"])
         yield Observed(embedder, predictor, ports, folder / "predictor.log", collector)
-
-
-def _two_free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for one in (first, second):
-            one.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
