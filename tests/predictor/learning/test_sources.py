@@ -122,11 +122,11 @@ def test_an_encoder_needs_an_embedder_of_ones_own(tmp_path: Path) -> None:
         pass
 
 
-def test_vectors_by_the_first_token_are_others(tmp_path: Path) -> None:
+def test_vectors_by_the_first_token_are_others(tmp_path: Path, embedder_address: str) -> None:
     with sources.embedder(None, tmp_path, None, "cls") as client:
         info = client.embedder_info()
         first = sources.encode(["green tea"], info.cols, client)
-    with sources.embedder(None, tmp_path, None) as client:
+    with sources.embedder(embedder_address, tmp_path, None) as client:
         mean = sources.encode(["green tea"], info.cols, client)
     assert info.pooling == "cls"
     assert np.abs(first - mean).max() > 0.01
