@@ -247,6 +247,7 @@ def _tested(
         "sorted_by": by,
         "against": reference,
         "users": users,
+        "draws": {metric: len(found.draws) for (_, metric), found in drawn.items()},
         "methods": {name: methods[name] for name in order},
         "differences": _differences(drawn, order, reference) if users >= FEWEST_USERS else {},
     }

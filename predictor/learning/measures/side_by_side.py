@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from predictor.learning.measures.answers import Answers, answer
 from predictor.learning.measures.baselines import item_baselines, popularity
-from predictor.learning.measures.bootstrap import Measure, macro_f1, mean
+from predictor.learning.measures.bootstrap import (
+    Measure,
+    calibration_error,
+    macro_f1,
+    macro_roc_auc,
+    mean,
+)
 from predictor.learning.measures.evaluation import line_probabilities, read_space
 from predictor.learning.measures.metrics import (
     Floats,
@@ -125,12 +131,16 @@ class TypeLines:
         own = self.answers[method]
         known = self.true >= 0
         squares, surprises = losses(own.probabilities, np.maximum(self.true, 0))
-        return {
+        found = {
             "accuracy": mean(own.predicted == self.true),
             "f1": macro_f1(own.predicted, self.true, len(self.names)),
-            "log_loss": mean(surprises, known),
             "mse": mean(squares, known),
+            "log_loss": mean(surprises, known),
+            "ece": calibration_error(own.probabilities, self.true),
         }
+        if len(np.unique(self.true)) > 1:  # else nothing is to be told from anything
+            found["roc_auc"] = macro_roc_auc(own.probabilities, self.true)
+        return found
 
 
 Task = ItemLists | TypeLines

@@ -95,7 +95,7 @@ def _probability_metrics(probabilities: Floats, true: Ints) -> dict[str, float]:
     if not len(true):
         return {}
     squares, surprises = losses(probabilities, true)
-    gap, bin_ = _calibration_gaps(probabilities, true)
+    gap, bin_ = calibration_gaps(probabilities, true)
     return {
         "mse": float(squares.mean()),
         "log_loss": float(surprises.mean()),
@@ -118,8 +118,14 @@ def losses(probabilities: Floats, true: Ints) -> tuple[NDArray[np.float64], NDAr
     return squares, -np.log(np.maximum(own, 1e-38))
 
 
-def _calibration_gaps(probabilities: Floats, true: Ints) -> tuple[NDArray[np.float64], Ints]:
-    """Of each line: whether the most probable type came, less its probability; and its bin."""
+def calibration_gaps(probabilities: Floats, true: Ints) -> tuple[NDArray[np.float64], Ints]:
+    """Of each line: whether the most probable type came, less its probability; and its bin, as the
+    expected calibration error has them.
+
+    Args:
+        probabilities: (lines, types).
+        true: (lines,) none negative.
+    """
     confidence = probabilities.max(axis=1).astype(np.float64)
     gap = (probabilities.argmax(axis=1) == true) - confidence
     bins = min(CALIBRATION_BINS, len(true))
@@ -135,39 +141,6 @@ def equal_mass_bins(values: NDArray[np.float64], bins: int) -> Ints:
     middle = np.cumsum(counts) - (counts + 1) / 2  # mean rank from 0 of each distinct value
     found: Ints = (middle * bins / len(values)).astype(np.int64)[inverse]
     return found
-
-
-def ece_interval(
-    probabilities: Floats, true: Ints, user: Ints, *, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """The middle 95 % of the expected calibration error when users are drawn with replacement.
-
-    Lines of one user belong together, so users are drawn, not lines. The bins stay those of the
-    whole sample. A mean of absolute values grows with noise: the error itself may lie near the
-    lower end, or below it.
-
-    Args:
-        probabilities: (lines, types).
-        true: (lines,) as in type_metrics.
-        user: (lines,) whose each line is.
-        draws: samples of users.
-        seed: of the draws.
-    """
-    known = true >= 0
-    if not known.any():
-        return 0.0, 0.0
-    gap, bin_ = _calibration_gaps(probabilities[known], true[known])
-    own, user = np.unique(user[known], return_inverse=True)
-    bins = int(bin_.max()) + 1
-    gaps = np.bincount(user * bins + bin_, gap, minlength=len(own) * bins).reshape(-1, bins)
-    sizes = np.bincount(user, minlength=len(own))
-    rng = np.random.default_rng(seed)
-    found = np.empty(draws)
-    for draw in range(draws):
-        times = np.bincount(rng.integers(0, len(own), len(own)), minlength=len(own))
-        found[draw] = np.abs(times @ gaps).sum() / (times @ sizes)
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def roc_auc(scores: Floats, positive: NDArray[np.bool_]) -> float | None:

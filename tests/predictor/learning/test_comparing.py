@@ -16,6 +16,7 @@ import pytest
 
 from predictor.__main__ import main
 from predictor.learning import sources, training
+from predictor.learning.reports.model_card import TYPE_COLUMNS
 from predictor.learning.sequence.fitting import FitConfig
 from predictor.models import model_dir
 from predictor.models.version import VersionConfig
@@ -159,6 +160,10 @@ def test_the_best_come_first_with_intervals_and_differences(report: dict[str, An
                 gain = found["methods"][name][measure] - found["methods"][best][measure]
                 assert told["value"] == pytest.approx(gain)
                 assert told["p_holm"] >= told["p"]
+        assert set(found["draws"].values()) == {2_000}
+    measured = {name for name, _ in TYPE_COLUMNS} - {"precision", "recall"}
+    for line in report["types"]["methods"].values():
+        assert line["intervals"].keys() == measured
     assert report["items"]["differences"]["spoiled"]["ndcg_at_10"]["p_holm"] < 0.05
     assert report["items"]["differences"]["baseline:popular"]["ndcg_at_10"]["p_holm"] < 0.05
     assert report["types"]["differences"]["baseline:majority"]["f1"]["p_holm"] < 0.05
@@ -209,6 +214,7 @@ def test_the_page_holds_all_figures_and_is_whole_in_itself(
         for by_metric in report[task]["differences"].values():
             for told in by_metric.values():
                 assert f"{told['value']:+.4f}" in page.cells
+    assert "the same for all lines, 2,000 times. Bold" in text
     for rows in report["types"]["methods"]["learned"]["confusion_matrix"]:
         assert {f"{count:,}" for count in rows} <= page.cells
     files = {path.name for path in output.glob("*.png")}

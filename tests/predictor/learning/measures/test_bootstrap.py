@@ -15,12 +15,15 @@ from predictor.learning.measures.bootstrap import (
     Difference,
     Doubles,
     Measure,
+    calibration_error,
     holm,
     macro_f1,
+    macro_roc_auc,
     mean,
     resample,
 )
-from predictor.learning.measures.type_metrics import type_metrics
+from predictor.learning.measures.metrics import Floats
+from predictor.learning.measures.type_metrics import calibration_gaps, type_metrics
 from predictor.models.history import UNKNOWN, Ints
 
 
@@ -134,6 +137,91 @@ def test_macro_f1_is_that_of_the_tables(seed: int) -> None:
     expected = type_metrics(own, true, list("abcde"))["f1"]
     found = resample({0: macro_f1(predicted, true, 5)}, np.arange(12), 0, draws=3)
     assert found[0].value == pytest.approx(expected)
+
+
+def typed(seed: int, cases: int, users: int, *, rounded: int) -> tuple[Floats, Ints, Ints]:
+    """Probabilities, with ties if they are rounded, and what came: of three types, one of them
+    rare, or none of these."""
+    rng = np.random.default_rng(seed)
+    true = rng.choice(3, size=cases, p=[0.5, 0.475, 0.025])
+    made = rng.random((cases, 3)) + 0.5 * np.eye(3)[true]
+    made = (made / made.sum(axis=1, keepdims=True)).round(rounded).astype(np.float32)
+    true[rng.random(cases) < 0.05] = UNKNOWN
+    return made, true, rng.integers(users, size=cases) * 7
+
+
+def copies(users: Ints, draws: int, seed: int) -> list[Ints]:
+    """Cases by number, of a draw one after the other and as often as their users were drawn."""
+    names = np.unique(users)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    return [
+        np.concatenate([np.flatnonzero(users == names[user]) for user in some]) for some in drawn
+    ]
+
+
+@given(st.integers(0, 30), st.sampled_from([1, 6]), st.sampled_from([3, 40]))
+def test_areas_of_draws_are_those_of_copied_cases(seed: int, rounded: int, drawn: int) -> None:
+    """Whether sums are kept sparse or not; also of draws in which a type does not come."""
+    made, true, users = typed(seed, 60, drawn, rounded=rounded)
+    measure = macro_roc_auc(made, true)
+    found = resample({0: measure}, users, 5, draws=4)[0]
+    names = list("abc")
+    assert found.value == pytest.approx(type_metrics(made, true, names)["roc_auc"])
+    for own, cases in zip(found.draws, copies(users, 4, 5), strict=True):
+        expected = type_metrics(made[cases], true[cases], names)["roc_auc"]
+        assert own == pytest.approx(expected)
+
+
+def test_the_area_needs_few_sums_where_little_is_to_be_told_apart() -> None:
+    made, true, _ = typed(0, 5_000, 1, rounded=6)
+    rare = int((true == 2).sum())
+    two = macro_roc_auc(made[:, [0, 2]], np.where(true == 2, 1, UNKNOWN))
+    assert two.cases.shape[1] <= 2 * (2 * rare + 1) + 2
+
+
+def test_where_no_type_is_to_be_told_from_another_the_area_is_a_half() -> None:
+    measure = macro_roc_auc(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32), np.array([0, 1]))
+    found = resample({0: measure}, np.arange(2), 0, draws=50)[0]
+    assert found.value == 1
+    assert set(found.draws) == {0.5, 1}
+
+
+def test_calibration_errors_of_draws_are_those_of_copied_cases() -> None:
+    """Moved to the error that was measured: noise makes those of draws larger."""
+    made, true, users = typed(1, 400, 50, rounded=6)
+    found = resample({0: calibration_error(made, true)}, users, 5, draws=30)[0]
+    assert found.value == pytest.approx(type_metrics(made, true, list("abc"))["ece"])
+    gap, group = (np.zeros(len(true)), np.zeros(len(true), np.int64))
+    gap[true >= 0], group[true >= 0] = calibration_gaps(made[true >= 0], true[true >= 0])
+    plain = []
+    for cases in copies(users, 30, 5):
+        some = cases[true[cases] >= 0]
+        plain.append(np.abs(np.bincount(group[some], gap[some])).sum() / len(some))
+    assert np.mean(plain) > found.value
+    assert found.draws - found.value == pytest.approx(np.array(plain) - np.mean(plain))
+
+
+def test_a_calibration_error_of_nothing_is_none() -> None:
+    measure = calibration_error(np.zeros((2, 3), np.float32), np.full(2, UNKNOWN))
+    assert resample({0: measure}, np.arange(2), 0)[0].interval == (0, 0)
+
+
+def test_wide_measures_are_drawn_less_often_where_they_cost_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, true, users = typed(2, 300, 60, rounded=6)
+    measures = {"area": macro_roc_auc(made, true), "hits": mean(true == 0)}
+    whole = resample(measures, users, 3)
+    assert [len(found.draws) for found in whole.values()] == [2_000, 2_000]
+    monkeypatch.setattr(bootstrap, "WORK", 1_000_000)
+    monkeypatch.setattr(bootstrap, "CELLS", 20_000)
+    few = resample(measures, users, 3)
+    drawn = len(few["area"].draws)
+    assert 200 < drawn < 2_000
+    assert few["area"].draws == pytest.approx(whole["area"].draws[:drawn])
+    assert few["hits"].draws == pytest.approx(whole["hits"].draws)
+    monkeypatch.setattr(bootstrap, "WORK", 1)
+    assert len(resample(measures, users, 3)["area"].draws) == 200
 
 
 def test_several_tests_are_held_to_more() -> None:

@@ -9,7 +9,6 @@ from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, r
 
 from predictor.learning.measures.metrics import Floats
 from predictor.learning.measures.type_metrics import (
-    ece_interval,
     equal_mass_bins,
     roc_auc,
     type_metrics,
@@ -113,23 +112,3 @@ def test_bins_hold_about_the_same_number_in_order() -> None:
         2,
         1,
     ]
-
-
-def test_users_are_drawn_and_not_their_lines(
-    predicted: tuple[Floats, NDArray[np.int64]],
-) -> None:
-    probabilities, true = predicted
-    low, high = ece_interval(probabilities, true, np.arange(300))
-    assert 0 < low < high
-    assert low < 2 * type_metrics(probabilities, true, ["a", "b", "c"])["ece"]
-    # Everybody's line ten times over is no more evidence than once.
-    often, truth = np.repeat(probabilities, 10, axis=0), np.repeat(true, 10)
-    by_user = ece_interval(often, truth, np.repeat(np.arange(300), 10))
-    assert by_user == pytest.approx((low, high), rel=0.05)
-    by_line = ece_interval(often, truth, np.arange(3_000))
-    assert by_line[1] - by_line[0] < (high - low) / 2
-
-
-def test_the_interval_of_nothing() -> None:
-    nothing = np.zeros((2, 3), np.float32)
-    assert ece_interval(nothing, np.full(2, UNKNOWN), np.arange(2)) == (0, 0)
