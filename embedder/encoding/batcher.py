@@ -259,12 +259,15 @@ class Batcher:
             except BaseException:
                 log.exception("a thread of the encoder failed; it starts again")
                 error = UnavailableError("the encoder failed and restarts", reason="ENCODER_FAILED")
-                _hand_back([(job, error) for job in held])
-                self._fail_waiting(error)
+                self._fail_waiting(error, held)
 
-    def _fail_waiting(self, error: ForetellError) -> None:
+    def _fail_waiting(self, error: ForetellError, held: Sequence[_Job] = ()) -> None:
+        """Tells the calls that wait, and those of `held`.
+
+        All at once: one that was told earlier may call again, and that call must not fail too.
+        """
         with self._lock:
-            waiting = [*self._new, *self._jobs]
+            waiting = [*held, *self._new, *self._jobs]
             self._new.clear()
             self._jobs.clear()
         _hand_back([(job, error) for job in waiting])
