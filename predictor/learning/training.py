@@ -131,8 +131,11 @@ def train(
         **found.report,
         **tuned,
     }
+    own = None
     if not dataset.events.has_items:
-        report["own_text"] = own_text.own_text(given, protocol.test_share, protocol.seed)
+        own = own_text.own_text(given, protocol.test_share, protocol.seed)
+    if own is not None and "types" in report:
+        report["own_text"] = own
         report["next_type"] = own_text.next_type(version, space, part, report["types"])
     lineage = _lineage(dataset, fitted, begin)
     reports = {

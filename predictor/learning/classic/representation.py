@@ -90,9 +90,10 @@ class _Words(NamedTuple):
 
 
 def _principal(vectors: Vectors, usual: Doubles) -> tuple[Doubles, Doubles]:
-    """Components (dims, cols) and mean (cols,); zero components where the texts are too few."""
+    """Components (dims, cols) and mean (cols,); zero components where the texts are too few, or all
+    the same."""
     weight, mean = np.zeros_like(usual), np.zeros(usual.shape[1])
-    if len(vectors) > 1:
+    if len(vectors) > 1 and np.ptp(vectors, axis=0).any():
         most = min(len(weight), len(vectors))
         fitted = PCA(most, svd_solver="full" if len(vectors) < most * 2 else "covariance_eigh")
         fitted.fit(vectors.astype(np.float64))

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from foretell.errors import InvalidArgumentError
 from predictor.learning.data import training_targets
 from predictor.learning.measures.evaluation import Space, measure_types, outputs, type_scorer
 from predictor.learning.measures.type_metrics import type_metrics
@@ -29,11 +28,10 @@ ITERATIONS = 2_000
 """Of the solver at most; some hundreds are usual for vectors of length 1."""
 
 
-def own_text(dataset: Dataset, share: float, seed: int) -> dict[str, Any]:
+def own_text(dataset: Dataset, share: float, seed: int) -> dict[str, Any] | None:
     """Fits on 1 - share of the rows that have a text, measures on the others.
 
-    Raises:
-        InvalidArgumentError: fewer than two types are left to tell apart.
+    None: there are too few of them to fit on two types, or to measure on any.
     """
     events = dataset.events
     rows = np.flatnonzero(events.text >= 0)
@@ -41,12 +39,7 @@ def own_text(dataset: Dataset, share: float, seed: int) -> dict[str, Any]:
     held_out = np.random.default_rng(seed).random(len(rows)) < share
     train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     if len(np.unique(true[train])) < 2 or not len(validation):
-        raise InvalidArgumentError(
-            f"{len(rows)} rows with a text leave fewer than two behavior types to learn from, or "
-            "none to measure on",
-            reason="TOO_FEW_EVENTS",
-            field="events",
-        )
+        return None
     head = LogisticRegression(max_iter=ITERATIONS).fit(vectors[train], true[train])
     predicted: Ints = head.predict(vectors)
     probabilities = np.zeros((len(validation), len(events.behavior_types)), np.float32)
