@@ -19,6 +19,9 @@ from predictor.learning.search.space import Space
 COLUMNS = 4
 """Panels side by side."""
 
+LETTERS = 25
+"""Of the choices of a setting that fit below its panel."""
+
 
 def draw(
     found: Found, folds: Sequence[str], importances: Mapping[str, float], space: Space
@@ -76,9 +79,10 @@ def slices(found: Found, space: Space) -> bytes:
         place = {}
         if isinstance(distribution, CategoricalDistribution):
             place = {choice: at for at, choice in enumerate(distribution.choices)}
-            axes.set_xticks(
-                range(len(place)), ["-" if choice is None else str(choice) for choice in place]
-            )
+            labels = ["-" if choice is None else str(choice) for choice in place]
+            axes.set_xticks(range(len(place)), labels)
+            if len("".join(labels)) > LETTERS:
+                axes.tick_params("x", rotation=45)
             axes.set_xlim(-0.5, len(place) - 0.5)
         elif isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log:
             axes.set_xscale("log")

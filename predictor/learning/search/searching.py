@@ -191,7 +191,8 @@ def _run_trials(
             break
         label = f"trial {done + 1}/{plan.trials}"
         if not _try(study, job, label, progress=progress):
-            sys.stderr.write(f"{label}  no settings are drawn that were not tried\n")
+            if progress:
+                sys.stderr.write(f"{label}  all settings were tried\n")
             break
         _write(study, job, out, setup, command)
         if progress:

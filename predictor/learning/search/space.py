@@ -57,10 +57,13 @@ WITH_TEXTS: Space = {
     "term_dropout": FloatDistribution(0.0, 0.6),
 }
 
+DIMS = (8, 16, 32, 64, 128, 256)
+"""That classic models keep of a text."""
+
 OF_CLASSIC: Space = {
     # None: principal components, and these only where validation says that texts help.
     "features": CategoricalDistribution((None, *FEATURES)),
-    "dims": CategoricalDistribution((8, 16, 32, 64, 128, 256)),
+    "dims": CategoricalDistribution(DIMS),
     "history_length": CategoricalDistribution((20, 50, 100, 200)),
     "hidden": CategoricalDistribution((16, 32, 64, 128, 256)),
     # At most: all models that have any stop early.
@@ -190,13 +193,15 @@ def _of_classic(
         if any(name in SETTINGS[model] for model in models)
     }
     if not _has_texts(dataset):
-        found = {name: found[name] for name in found if name not in ("features", "dims")}
-    elif fixed.features == "all" and "features" not in (tune or ()):
+        return {name: found[name] for name in found if name not in ("features", "dims")}
+    cols, tuned = dataset.encoder.cols, tune or ()
+    if "features" in found and fixed.dims not in (None, cols) and "dims" not in tuned:
+        found["features"] = CategoricalDistribution(
+            [None, *(name for name in FEATURES if name != "all")]
+        )
+    found["dims"] = CategoricalDistribution([dims for dims in DIMS if dims < cols] or [cols])
+    if fixed.features == "all" and "features" not in tuned:
         del found["dims"]
-    else:
-        cols = dataset.encoder.cols
-        sizes = [size for size in (8, 16, 32, 64, 128, 256) if size < cols] or [cols]
-        found["dims"] = CategoricalDistribution(sizes)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.distributions import CategoricalDistribution
 
 from foretell.errors import InvalidArgumentError
 from foretell.importing import EventColumns
@@ -21,7 +22,7 @@ from predictor.learning.measures.evaluation import measure_types
 from predictor.learning.search.folds import make_folds
 from predictor.learning.search.results import table
 from predictor.learning.search.searching import Plan, search
-from predictor.learning.search.space import OF_CLASSIC, SETTINGS, Space, applies
+from predictor.learning.search.space import OF_CLASSIC, SETTINGS, Space, applies, space_of
 from predictor.learning.search.study import Study, owned
 from predictor.learning.search.trial import Result, measure
 from predictor.learning.sequence import config_file
@@ -200,3 +201,13 @@ def test_a_setting_of_the_file_is_not_searched(tmp_path: Path) -> None:
     assert list(result["space"]) == ["dims"]
     assert [chosen["dims"] for chosen in settings_of(result)] in ([12, 8], [8, 12])
     assert json.loads((tmp_path / "s" / "search.json").read_text())["fixed"]["features"] == "select"
+
+
+def test_features_that_do_not_go_with_the_file_are_not_tried() -> None:
+    data = dataset(users=20)
+    for dims, possible in ((3, False), (COLS, True)):
+        fixed = FitConfig(model_type="mlp", dims=dims)
+        start = resolve_classic(fixed, data, training.divide(data, Protocol()).train)
+        features = space_of(data, [start], fixed)["features"]
+        assert isinstance(features, CategoricalDistribution)
+        assert ("all" in features.choices) is possible
