@@ -32,6 +32,13 @@ Setting = str | bool | int | float | None
 
 MODEL = "model_type"
 
+INPUTS: Space = {
+    "clock": CategoricalDistribution((False, True)),
+    "sentiment": CategoricalDistribution((False, True)),
+}
+"""Searched where `--tune` names them: on public data they are not worth their share of the trials
+(docs/quality.md)."""
+
 ALWAYS: Space = {
     "learning_rate": FloatDistribution(3e-4, 3e-2, log=True),
     "dims": CategoricalDistribution((32, 64, 128, 256)),
@@ -68,15 +75,16 @@ OF_CLASSIC: Space = {
     "hidden": CategoricalDistribution((16, 32, 64, 128, 256)),
     # At most: all models that have any stop early.
     "epochs": IntDistribution(10, 1_000, log=True),
+    **INPUTS,
 }
 
-_BAG = ("features", "dims", "history_length")
+_BAG = ("features", "dims", "history_length", *INPUTS)
 SETTINGS = {
     "linear": _BAG,
     "logistic": _BAG,
     "mlp": (*_BAG, "hidden", "epochs"),
     "lightgbm": (*_BAG, "epochs"),
-    "word2vec_logistic": ("dims", "history_length"),
+    "word2vec_logistic": ("dims", "history_length", *INPUTS),
 }
 """Classic models that are searched, and which of OF_CLASSIC each has."""
 
@@ -147,7 +155,7 @@ def space_of(
         if name not in possible:
             models_too = f" and {', '.join(classic)}" if classic else ""
             raise _wrong(f"{name} has no effect on this data{models_too}")
-    free = [name for name in possible if getattr(fixed, name) is None]
+    free = [name for name in possible if getattr(fixed, name) is None and name not in INPUTS]
     chosen = free if tune is None else [name for name in possible if name in tune]
     space: Space = {MODEL: CategoricalDistribution(tuple(models))} if len(models) > 1 else {}
     for name in chosen:
@@ -192,8 +200,12 @@ def _of_classic(
         for name, distribution in OF_CLASSIC.items()
         if any(name in SETTINGS[model] for model in models)
     }
+    if not dataset.events.has_times:
+        del found["clock"]
     if not _has_texts(dataset):
-        return {name: found[name] for name in found if name not in ("features", "dims")}
+        return {
+            name: found[name] for name in found if name not in ("features", "dims", "sentiment")
+        }
     cols, tuned = dataset.encoder.cols, tune or ()
     if "features" in found and fixed.dims not in (None, cols) and "dims" not in tuned:
         found["features"] = CategoricalDistribution(
@@ -213,6 +225,8 @@ def _possible(dataset: Dataset) -> Space:
     """Those of sequence models that have an effect."""
     events = dataset.events
     found = dict(ALWAYS)
+    if events.has_times:
+        found["clock"] = INPUTS["clock"]
     if events.has_items:
         found |= WITH_ITEMS
         items = len(events.item_ids)
@@ -226,7 +240,9 @@ def _possible(dataset: Dataset) -> Space:
     if _has_texts(dataset):
         cols = dataset.encoder.cols
         axes = [size for size in (64, 128, 256, 384) if size < cols] or [cols]
-        found |= WITH_TEXTS | {"text_dims": CategoricalDistribution(axes)}
+        found |= WITH_TEXTS | {
+            "text_dims": CategoricalDistribution(axes), "sentiment": INPUTS["sentiment"]
+        }  # fmt: skip
     return found
 
 

@@ -145,7 +145,8 @@ def test_a_model_that_the_texts_are_too_few_for_is_passed_over(tmp_path: Path) -
 def test_what_is_searched_are_settings_of_the_model(model: str) -> None:
     data = dataset()
     train = training.divide(data, Protocol()).train
-    usual = {"features": "pca", "dims": 8, "history_length": 20, "hidden": 16, "epochs": 10}
+    usual = {"features": "pca", "dims": 8, "history_length": 20, "hidden": 16, "epochs": 10,
+             "clock": True, "sentiment": True}  # fmt: skip
     for name in SETTINGS[model]:
         config = FitConfig(model_type=model, **{name: usual[name]})  # type: ignore[arg-type]
         assert getattr(resolve_classic(config, data, train), name) == usual[name]
@@ -183,6 +184,24 @@ def test_what_cannot_be_searched_is_told_and_writes_nothing(
         search(dataset(users=20), tmp_path / "s", plan=plan, fixed=FitConfig(**fixed))
     assert caught.value.field == field
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("model", ["linear", "gru"])
+def test_clock_and_sentiment_are_searched_where_asked_for(tmp_path: Path, model: str) -> None:
+    data, fixed = dataset(), FitConfig(model_type=model, epochs=None if model == "linear" else 1)
+    usual = replace(PLAN, models=(model,), trials=1)
+    assert (
+        not {"clock", "sentiment"}
+        & search(data, tmp_path / "u", plan=usual, fixed=fixed)["space"].keys()
+    )
+    plan = replace(usual, tune=("clock", "sentiment"), trials=4)
+    result = search(data, tmp_path / "s", plan=plan, fixed=fixed)
+    assert list(result["space"]) == ["clock", "sentiment"]
+    tried = {tuple(chosen.values()) for chosen in settings_of(result)}
+    assert tried == {(a, b) for a in (False, True) for b in (False, True)}
+    timeless = replace(data, events=replace(data.events, has_times=False))
+    with pytest.raises(InvalidArgumentError, match="clock has no effect"):
+        search(timeless, tmp_path / "t", plan=replace(plan, folds_by="user"), fixed=fixed)
 
 
 def test_a_fault_in_the_models_is_told_before_data_are_read(
