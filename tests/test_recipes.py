@@ -66,22 +66,43 @@ class Kitchen:
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchen]:
-    folder = tmp_path_factory.mktemp("recipes")
-    with contextlib.ExitStack() as stack:
-        flags = ["--port", "0", "--data-dir", str(folder / "data" / "embedder")]
-        embedder = stack.enter_context(started("embedder", flags, log=folder / "embedder.log"))
-        flags = ["--port", "0", "--data-dir", str(folder / "data" / "predictor")]
-        flags += ["--embedder", embedder.address, "--heartbeat-s", "0.2"]
-        predictor = stack.enter_context(started("predictor", flags, log=folder / "predictor.log"))
-        yield Kitchen(folder, {"embedder": embedder.address, "predictor": predictor.address})
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("embedder")
+    flags = ["--port", "0", "--data-dir", str(folder / "data")]
+    with started("embedder", flags, log=folder / "log") as service:
+        yield service.address
+
+
+@contextlib.contextmanager
+def opened(folder: Path, embedder: str) -> Iterator[Kitchen]:
+    flags = ["--port", "0", "--data-dir", str(folder / "data" / "predictor")]
+    flags += ["--embedder", embedder, "--heartbeat-s", "0.2"]
+    with started("predictor", flags, log=folder / "predictor.log") as predictor:
+        yield Kitchen(folder, {"embedder": embedder, "predictor": predictor.address})
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, embedder: str) -> Iterator[Kitchen]:
+    with opened(tmp_path_factory.mktemp("recipes"), embedder) as kitchen:
+        yield kitchen
 
 
 @pytest.fixture
-def kitchen(services: Kitchen, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kitchen]:
-    monkeypatch.chdir(services.folder)
-    yield services
-    services.clear()
+def kitchen(shared: Kitchen, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kitchen]:
+    monkeypatch.chdir(shared.folder)
+    yield shared
+    shared.clear()
+
+
+@pytest.fixture
+def kitchen_of_its_own(
+    tmp_path: Path, embedder: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kitchen]:
+    """For a recipe with a version, which would answer the others' users too."""
+    monkeypatch.chdir(tmp_path)
+    with opened(tmp_path, embedder) as kitchen:
+        yield kitchen
+        kitchen.clear()
 
 
 def test_every_recipe_has_a_test() -> None:
@@ -133,9 +154,8 @@ def test_supply_chain(kitchen: Kitchen, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.timeout(300)
-def test_courses(kitchen: Kitchen, capsys: pytest.CaptureFixture[str]) -> None:
-    """The last one, for its version answers from here on."""
-    kitchen.run("A course platform")
+def test_courses(kitchen_of_its_own: Kitchen, capsys: pytest.CaptureFixture[str]) -> None:
+    kitchen_of_its_own.run("A course platform")
     first, *types = capsys.readouterr().out.splitlines()
     assert first in ("next: conditions by courses-1", "next: loops by courses-1")
     assert {line.split()[0] for line in types} >= {"start", "finish", "fail"}
