@@ -31,7 +31,7 @@ from foretell.vectors import Vectors
 from predictor.learning import sources
 from predictor.learning.classic.heads import of_both_classes
 from predictor.learning.classic.recipe import ClassicRecipe
-from predictor.learning.data import Events, token_vectors
+from predictor.learning.data import Events
 from predictor.learning.measures.type_metrics import type_metrics
 from predictor.learning.sentiment import SENTENCES, sentiment_axis
 from predictor.learning.sequence.parallel import device
@@ -53,12 +53,15 @@ WARM_UP = 0.1
 """Share of the steps in which the learning rate rises; then it falls to nothing."""
 
 STOP_SHARE, MEASURED_SHARE = 0.1, 0.2
-"""Of the texts: by which the epoch is chosen, and by which the result is measured."""
+"""Of the events: by which the epoch is chosen, and by which the result is measured."""
 
-LEAST_TEXTS = 20
+PATIENCE = 2
+"""Epochs without a better log loss after which it stops."""
+
+LEAST_EVENTS = 20
 
 MOST_TEXTS = 10_000
-"""Learned from without a GPU, drawn at random: some minutes an epoch."""
+"""Different ones that are learned from without a GPU, and texts of an epoch: some minutes."""
 
 POOLING_KEYS = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 """Of an encoder's 1_Pooling/config.json, in the form of sentence-transformers."""
@@ -78,36 +81,49 @@ class FineTuned:
 
 
 class _Texts:
-    """Training texts with types of their own events."""
+    """Different texts of training events, and how many events of each type have each of them.
+
+    Many events share a text: a step of an epoch reads it once, and learns from all of them.
+    """
 
     def __init__(self, dataset: Dataset, train: Events, seed: int) -> None:
         item_texts = dataset.item_texts or [""] * len(train.item_ids)
-        vectors, known = token_vectors(
-            train.item, train.text, dataset.item_vectors, dataset.text_vectors
-        )
-        rows = np.flatnonzero(known & vectors.any(axis=1) & (train.type >= 0))
-        rows = np.random.default_rng(seed).permutation(rows)
-        if device().type == "cpu":
-            rows = rows[:MOST_TEXTS]
-        measured, stop = int(len(rows) * MEASURED_SHARE), int(len(rows) * STOP_SHARE)
-        self.vectors, self.types = vectors[rows], train.type[rows]
+        items, rng = len(item_texts), np.random.default_rng(seed)
+        vectors = np.concatenate([dataset.item_vectors, dataset.text_vectors])
+        of_event = np.where(train.item >= 0, train.item, items + train.text)
+        rows = (train.type >= 0) & ((train.item >= 0) | (train.text >= 0))
+        rows[rows] = (np.abs(vectors).max(axis=1, initial=0) > 0)[of_event[rows]]
+        read, place = np.unique(of_event[rows], return_inverse=True)
+        self.types = train.type[rows]
+        if device().type == "cpu" and len(read) > MOST_TEXTS:
+            drawn = np.sort(rng.permutation(len(read))[:MOST_TEXTS])
+            some = np.isin(place, drawn)
+            read, place = read[drawn], np.searchsorted(drawn, place[some])
+            self.types = self.types[some]
+        self.of_event: Ints = place
+        """(events,) the number of the text."""
         self.texts = [
-            item_texts[int(train.item[row])]
-            if train.item[row] >= 0
-            else train.texts[int(train.text[row])]
-            for row in rows
+            item_texts[number] if number < items else train.texts[number - items]
+            for number in read.tolist()
         ]
-        self.measured = np.arange(measured)
-        self.stop = np.arange(measured, measured + stop)
-        self.learned = np.arange(measured + stop, len(rows))
-        if len(rows) < LEAST_TEXTS or len(np.unique(self.types[self.learned])) < 2:
+        self.vectors = vectors[read]
+        events = rng.permutation(len(place))
+        measured, stop = int(len(events) * MEASURED_SHARE), int(len(events) * STOP_SHARE)
+        self.measured, self.stop, self.learned = np.split(events, [measured, measured + stop])
+        if len(events) < LEAST_EVENTS or len(np.unique(self.types[self.learned])) < 2:
             raise InvalidArgumentError(
-                f"{len(rows)} events to train on have a text, of "
-                f"{len(np.unique(self.types))} behavior types: bert_finetune needs {LEAST_TEXTS} "
+                f"{len(events)} events to train on have a text, of "
+                f"{len(np.unique(self.types))} behavior types: bert_finetune needs {LEAST_EVENTS} "
                 "of at least two",
                 reason="TOO_FEW_EVENTS",
                 field="behavior_text",
             )
+
+    def counts(self, events: Ints, types: int) -> NDArray[np.float32]:
+        """(texts, types) how many of some events have each text and type."""
+        counts = np.zeros((len(self.texts), types), np.float32)
+        np.add.at(counts, (self.of_event[events], self.types[events]), 1)
+        return counts
 
 
 class _Classifier(nn.Module):
@@ -186,21 +202,19 @@ def fine_tune(
     torch.manual_seed(recipe.seed)
     texts = _Texts(dataset, train, recipe.seed)
     frozen = LogisticRegression(max_iter=2_000)
-    frozen.fit(texts.vectors[texts.learned], texts.types[texts.learned])
+    frozen.fit(texts.vectors[texts.of_event[texts.learned]], texts.types[texts.learned])
     names = train.behavior_types
     weight, bias = _of_all(frozen, len(names))
     encoder = dataset.encoder
     model = _Classifier(encoder.name, encoder.pooling, weight, bias).to(device())
-    before = texts.vectors @ weight.T + bias
+    before = (texts.vectors @ weight.T + bias).astype(np.float32)
     _fit(model, texts, recipe, progress=progress)
-    measured = [texts.texts[at] for at in texts.measured]
+    measured, place = np.unique(texts.of_event[texts.measured], return_inverse=True)
+    after = model.scores([texts.texts[at] for at in measured.tolist()])
     true = texts.types[texts.measured]
     report = {
-        name: type_metrics(softmax(scores.astype(np.float32)), true, names)
-        for name, scores in (
-            ("fine_tuned", model.scores(measured)),
-            ("frozen", before[texts.measured]),
-        )
+        name: type_metrics(softmax(scores[place]), true, names)
+        for name, scores in (("fine_tuned", after), ("frozen", before[measured]))
     }
     with tempfile.TemporaryDirectory() as folder:
         _save(model, Path(folder))
@@ -226,7 +240,13 @@ def _of_all(model: LogisticRegression, types: int) -> tuple[Vectors, Vectors]:
 def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: bool) -> None:
     """Leaves the weights of the epoch that is best on texts.stop; the start is one too."""
     rng = np.random.default_rng(recipe.seed)
-    steps = -(-len(texts.learned) // BATCH_TEXTS)
+    types = model.head.out_features
+    counts = texts.counts(texts.learned, types)
+    learned = np.flatnonzero(counts.any(axis=1))
+    weights = torch.from_numpy(counts / counts[learned].sum(axis=1).mean())
+    # Few texts are read several times in an epoch, for about a step a batch of events.
+    times = max(1, min(len(texts.learned), MOST_TEXTS) // len(learned))
+    steps = -(-len(learned) * times // BATCH_TEXTS)
     optimizer = torch.optim.AdamW(
         [
             {"params": model.encoder.parameters()},
@@ -238,35 +258,40 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
         optimizer, [LEARNING_RATE, HEAD_LEARNING_RATE], recipe.epochs * steps, pct_start=WARM_UP,
         anneal_strategy="linear", cycle_momentum=False,
     )  # fmt: skip
-    best, kept = _loss(model, texts, texts.stop), copy.deepcopy(model.state_dict())
+    best, best_epoch, kept = _loss(model, texts), 0, copy.deepcopy(model.state_dict())
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        order = rng.permutation(texts.learned)
+        order = np.concatenate([rng.permutation(learned) for _ in range(times)])
         bar: tqdm[Any] = tqdm(
             range(0, len(order), BATCH_TEXTS), desc=f"fine-tune {epoch}/{recipe.epochs}",
             unit="batches", disable=not progress, leave=False,
         )  # fmt: skip
         for begin in bar:
             some = order[begin : begin + BATCH_TEXTS]
-            true = torch.from_numpy(texts.types[some]).to(model.head.weight.device)
-            loss = nn.functional.cross_entropy(model([texts.texts[at] for at in some]), true)
+            logits = model([texts.texts[at] for at in some.tolist()])
+            weight = weights[torch.from_numpy(some)].to(logits.device)
+            loss = -(weight * logits.log_softmax(1)).sum() / len(some)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        found = _loss(model, texts, texts.stop)
+        found = _loss(model, texts)
         if progress:
             tqdm.write(f"fine-tune {epoch}: log loss {found:.4f} (best {best:.4f})", file=bar.fp)
-        if found >= best:
+        if found < best:
+            best, best_epoch, kept = found, epoch, copy.deepcopy(model.state_dict())
+        elif epoch - best_epoch >= PATIENCE:
             break
-        best, kept = found, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
 
 
-def _loss(model: _Classifier, texts: _Texts, rows: Ints) -> float:
-    scores = torch.from_numpy(model.scores([texts.texts[at] for at in rows]))
-    return float(nn.functional.cross_entropy(scores, torch.from_numpy(texts.types[rows])))
+def _loss(model: _Classifier, texts: _Texts) -> float:
+    """The log loss of the events that the epoch is chosen by."""
+    counts = texts.counts(texts.stop, model.head.out_features)
+    read = np.flatnonzero(counts.any(axis=1))
+    scores = torch.from_numpy(model.scores([texts.texts[at] for at in read.tolist()]))
+    return float(-(torch.from_numpy(counts[read]) * scores.log_softmax(1)).sum() / counts.sum())
 
 
 def _save(model: _Classifier, folder: Path) -> None:

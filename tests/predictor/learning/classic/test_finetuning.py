@@ -150,6 +150,25 @@ def test_events_without_a_text_do_not_count(tiny: str, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("most", [10_000, 4])
+def test_a_text_is_read_once_for_all_of_its_events(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(finetuning, "MOST_TEXTS", most)
+    monkeypatch.setattr(finetuning, "device", lambda: torch.device("cpu"))
+    data = dataset("any", 3, 120)
+    events = replace(data.events, text=data.events.text % 9)
+    data.text_vectors[8] = 0  # has no vector, and so is no text
+    found = finetuning._Texts(data, events, seed=0)
+    assert len(set(found.texts)) == len(found.texts) == min(most, 8)
+    parts = np.concatenate([found.measured, found.stop, found.learned])
+    assert sorted(parts) == list(range(len(found.types)))
+    counts = found.counts(parts, 3)
+    for text, row in zip(found.texts, counts, strict=True):
+        own = events.type[events.text == int(text.split()[1])]
+        assert row.tolist() == np.bincount(own, minlength=3).tolist()
+
+
 def test_an_encoder_that_is_not_here(tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "nowhere"), 2)
     with pytest.raises(InvalidArgumentError, match="cannot be loaded here") as caught:
