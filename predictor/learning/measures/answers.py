@@ -38,6 +38,12 @@ class Answers:
         """Whether items of the history are left out."""
         return self.version.config.repeats == "excluded"
 
+    def subset(self, chosen: NDArray[np.bool_]) -> Answers:
+        """Those of the chosen contexts."""
+        found = self.found
+        some = Outputs(found.type_logits[chosen], found.queries[chosen], found.log_gaps[chosen])
+        return replace(self, targets=self.targets.subset(chosen), found=some)
+
     @property
     def item_scorer(self) -> ItemScorer:
         """Scores of all items; those that are no candidates of the ranker are never hit."""

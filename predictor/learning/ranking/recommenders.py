@@ -31,13 +31,16 @@ ALPHAS = (1.0, 10.0, 40.0)
 """Of which validation chooses one: how much more an event counts than none (Hu et al. take 40)."""
 
 CONTEXTS = 5_000
-"""By which the weights of a blend are chosen at most, drawn at random."""
+"""Of the validation part at most, drawn at random: to choose so little, some of many will do."""
 
 STEPS = (0.0, 0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
 """By which a weight is tried to be multiplied; one of zero, as a share of the largest."""
 
 LEAST_GAIN = 5e-4
-"""NDCG for which a blend reads one more method."""
+"""NDCG that a blend gives up to read fewer methods."""
+
+LEAST_WEIGHT = 1e-3
+"""Of the largest; a smaller one is none."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
         name: one of RECOMMENDERS.
         train: the training part.
         answers: the version's, without a second stage, for the validation targets.
-        seed: of the factorisation's start.
+        seed: of the factorisation's start, and of the contexts that are drawn.
     """
+    drawn = np.random.default_rng(seed).permutation(len(answers.targets)) < CONTEXTS
+    answers = answers if drawn.all() else answers.subset(drawn)
     methods = RECOMMENDERS[name]
     had = histories_of(train)
     repeats = not answers.exclude_history
@@ -79,7 +84,7 @@ def fit_recommender(name: str, train: Events, answers: Answers, seed: int) -> Fi
     search = _measured(None, answers)
     if len(methods) == 1:
         return FittedRecommender(whole, alone[methods[0]], search, {})
-    whole = replace(whole, weights=blend(whole, answers, seed))
+    whole = replace(whole, weights=blend(whole, answers))
     if "matrix_factorisation" not in whole.weights:
         whole = replace(whole, factors=None)
     return FittedRecommender(whole, _measured(whole, answers), search, alone)
@@ -111,7 +116,7 @@ def _measured(recommender: Recommender | None, answers: Answers) -> dict[str, fl
     )  # fmt: skip
 
 
-def blend(recommender: Recommender, answers: Answers, seed: int) -> dict[str, float]:
+def blend(recommender: Recommender, answers: Answers) -> dict[str, float]:
     """Weights of the methods, the largest 1, with the largest NDCG@10.
 
     Coordinate ascent (Metzler and Croft, 2007, "Linear feature-based models for information
@@ -121,18 +126,18 @@ def blend(recommender: Recommender, answers: Answers, seed: int) -> dict[str, fl
     Args:
         recommender: its candidates, with its weights.
         answers: of the targets to learn from.
-        seed: of the contexts that are drawn where there are many.
     """
-    lists = _Lists.of(recommender, answers, seed)
+    lists = _Lists.of(recommender, answers)
     methods = tuple(recommender.weights)
     alone = np.eye(len(methods))
     if not max(map(lists.ndcg, alone)) > 0:  # nothing tells targets from others
         return dict(recommender.weights)
     starts = np.ones(len(methods)), max(alone, key=lists.ndcg)
     found = max((_ascend(lists, start) for start in starts), key=lists.ndcg)
-    for at in np.argsort(found, kind="stable"):
+    least = lists.ndcg(found) - LEAST_GAIN
+    for at in np.argsort(found, kind="stable")[:-1]:
         without = np.where(np.arange(len(found)) == at, 0.0, found)
-        if lists.ndcg(without) > lists.ndcg(found) - LEAST_GAIN:
+        if lists.ndcg(without) > least:
             found = without
     return {
         method: float(weight)
@@ -151,8 +156,9 @@ def _ascend(lists: _Lists, weights: Doubles) -> Doubles:
             for step in STEPS:
                 tried = weights.copy()
                 tried[at] = unit * step
+                tried[tried < LEAST_WEIGHT * tried.max()] = 0.0
                 value = lists.ndcg(tried)
-                if value > best:
+                if value > best and tried.any():
                     best, weights = value, tried
     return weights
 
@@ -171,10 +177,9 @@ class _Lists:
     """(contexts,) the discounted gain of a perfect list."""
 
     @classmethod
-    def of(cls, recommender: Recommender, answers: Answers, seed: int) -> _Lists:
+    def of(cls, recommender: Recommender, answers: Answers) -> _Lists:
         """The lists that the recommender orders for the targets of the answers."""
         alone = [replace(recommender, weights={method: 1.0}) for method in recommender.weights]
-        drawn = np.random.default_rng(seed).permutation(len(answers.targets)) < CONTEXTS
         lists: list[tuple[NDArray[np.float32], NDArray[np.bool_], int]] = []
         for batch in batches(len(answers.targets)):
             histories, pairs, model_scores = answers.candidates(recommender, batch)
@@ -182,7 +187,7 @@ class _Lists:
             hit = pairs.within(wanted)
             columns = [one.score(histories, pairs, model_scores, answers.vectors) for one in alone]
             table, sizes = np.stack(columns, axis=1), np.bincount(wanted.row, minlength=1)
-            for row in np.intersect1d(pairs.row[hit], np.flatnonzero(drawn[batch])):
+            for row in np.unique(pairs.row[hit]):
                 part = slice(*np.searchsorted(pairs.row, [row, row + 1]))
                 lists.append((table[part], hit[part], int(sizes[row])))
         return cls._padded(lists, len(alone))

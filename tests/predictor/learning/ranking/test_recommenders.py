@@ -15,6 +15,7 @@ from predictor.learning.measures.answers import Answers, number
 from predictor.learning.measures.baselines import histories_of, item_knn
 from predictor.learning.measures.evaluation import Space
 from predictor.learning.measures.metrics import item_metrics
+from predictor.learning.ranking import recommenders
 from predictor.learning.ranking.recommenders import blend, fit_recommender
 from predictor.learning.splits import Protocol, Split, split
 from predictor.models.ranking.recommender import METHODS, RECOMMENDERS, Recommender
@@ -99,7 +100,7 @@ def test_a_blend_reads_what_helps_and_beats_its_parts() -> None:
 def test_texts_count_only_where_they_tell_something(text: float, read: bool) -> None:
     found, part = answers(world(loyal=False), repeats=False, text=text)
     whole = Recommender({"content": 1.0, "item_knn": 1.0}, histories_of(part.train), None, False)
-    weights = blend(whole, found, seed=1)
+    weights = blend(whole, found)
     assert (weights.get("content", 0.0) > 0.1) is read
 
 
@@ -107,7 +108,21 @@ def test_nothing_to_learn_weights_from_leaves_them_equal() -> None:
     found, part = answers(world(loyal=False), repeats=False)
     nobody = replace(found, targets=found.targets.subset(np.zeros(len(found.targets), np.bool_)))
     whole = Recommender({"item_knn": 1.0, "popular": 1.0}, histories_of(part.train), None, False)
-    assert blend(whole, nobody, seed=1) == {"item_knn": 1.0, "popular": 1.0}
+    assert blend(whole, nobody) == {"item_knn": 1.0, "popular": 1.0}
+
+
+def test_of_many_contexts_some_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, part = answers(world(loyal=True), repeats=True, text=2.0)
+    whole = fit_recommender("hybrid", part.train, found, seed=1)
+    monkeypatch.setattr(recommenders, "CONTEXTS", 20)
+    some = fit_recommender("hybrid", part.train, found, seed=1)
+    assert (some.validation["contexts"], whole.validation["contexts"]) == (20, len(found.targets))
+    chosen = np.arange(len(found.targets)) % 3 == 0
+    ranking = replace(found, version=replace(found.version, ranker=whole.recommender))
+    ranked, every = ranking.subset(chosen).ranked, ranking.ranked
+    of = np.isin(every[0].row, np.flatnonzero(chosen))
+    assert (ranked[0].item == every[0].item[of]).all()
+    assert ranked[1] == pytest.approx(every[1][of])
 
 
 def test_the_baseline_is_the_recommender() -> None:
