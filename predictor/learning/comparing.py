@@ -247,7 +247,10 @@ def _tested(
         "sorted_by": by,
         "against": reference,
         "users": users,
-        "draws": {metric: len(found.draws) for (_, metric), found in drawn.items()},
+        "draws": {
+            metric: min(len(drawn[name, metric].draws) for name in order)
+            for metric in dict.fromkeys(metric for _, metric in drawn)
+        },
         "methods": {name: methods[name] for name in order},
         "differences": _differences(drawn, order, reference) if users >= FEWEST_USERS else {},
     }

@@ -74,7 +74,7 @@ PARTS: dict[str, Callable[[Mapping[str, bytes], VersionConfig], Any]] = {
 _SMALL = 4_096
 """Sizes up to it may be larger than a network: positions and heads of one that has none."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the directory. A reader refuses any other."""
 
 

@@ -56,7 +56,7 @@ class VersionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     version: str = Field(pattern=rf"^{VERSION_NAME}$")
     encoder: EncoderConfig
     network: NetworkConfig

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from scipy import sparse  # type: ignore[import-untyped]
+from scipy.special import log_softmax  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -76,8 +78,9 @@ class FineTuned:
     files: dict[str, bytes]
     """Of its folder."""
     report: dict[str, dict[str, Any]]
-    """type_metrics of texts that it was not fitted on: `fine_tuned`, and `frozen`, a logistic
-    regression on the vectors of the encoder that it was made from."""
+    """type_metrics of events that it was not fitted on, whose texts others may have had:
+    `fine_tuned`, and `frozen`, a logistic regression on the vectors of the encoder that it was made
+    from, fitted on the same events."""
 
 
 class _Texts:
@@ -94,20 +97,24 @@ class _Texts:
         rows = (train.type >= 0) & ((train.item >= 0) | (train.text >= 0))
         rows[rows] = (np.abs(vectors).max(axis=1, initial=0) > 0)[of_event[rows]]
         read, place = np.unique(of_event[rows], return_inverse=True)
-        self.types = train.type[rows]
-        if device().type == "cpu" and len(read) > MOST_TEXTS:
-            drawn = np.sort(rng.permutation(len(read))[:MOST_TEXTS])
-            some = np.isin(place, drawn)
-            read, place = read[drawn], np.searchsorted(drawn, place[some])
-            self.types = self.types[some]
-        self.of_event: Ints = place
-        """(events,) the number of the text."""
-        self.texts = [
+        named = [
             item_texts[number] if number < items else train.texts[number - items]
             for number in read.tolist()
         ]
-        self.vectors = vectors[read]
-        events = rng.permutation(len(place))
+        self.texts = sorted(set(named))
+        number = {text: at for at, text in enumerate(self.texts)}
+        of_read = np.array([number[text] for text in named], np.int64)
+        _, first = np.unique(of_read, return_index=True)
+        self.of_event: Ints = of_read[place]
+        """(events,) the number of the text."""
+        self.vectors, self.types = vectors[read[first]], train.type[rows]
+        if device().type == "cpu" and len(self.texts) > MOST_TEXTS:
+            drawn = np.sort(rng.permutation(len(self.texts))[:MOST_TEXTS])
+            some = np.isin(self.of_event, drawn)
+            self.of_event = np.searchsorted(drawn, self.of_event[some])
+            self.texts = [self.texts[at] for at in drawn.tolist()]
+            self.vectors, self.types = self.vectors[drawn], self.types[some]
+        events = rng.permutation(len(self.types))
         measured, stop = int(len(events) * MEASURED_SHARE), int(len(events) * STOP_SHARE)
         self.measured, self.stop, self.learned = np.split(events, [measured, measured + stop])
         if len(events) < LEAST_EVENTS or len(np.unique(self.types[self.learned])) < 2:
@@ -119,11 +126,11 @@ class _Texts:
                 field="behavior_text",
             )
 
-    def counts(self, events: Ints, types: int) -> NDArray[np.float32]:
-        """(texts, types) how many of some events have each text and type."""
-        counts = np.zeros((len(self.texts), types), np.float32)
-        np.add.at(counts, (self.of_event[events], self.types[events]), 1)
-        return counts
+    def counts(self, events: Ints, types: int) -> sparse.csr_matrix:
+        """(texts, types) float32: how many of some events have each text and type."""
+        ones = np.ones(len(events), np.float32)
+        shape = (len(self.texts), types)
+        return sparse.csr_matrix((ones, (self.of_event[events], self.types[events])), shape)
 
 
 class _Classifier(nn.Module):
@@ -190,8 +197,8 @@ def fine_tune(
     Args:
         dataset: with vectors of an encoder that can be loaded here, by its name.
         train: the training part: what an event's own text says of its type.
-        recipe: its epochs at most, and its seed: of the division of the texts, their order, and
-            dropout.
+        recipe: its epochs at most, and its seed: of the division of the events, the order of their
+            texts, and dropout.
         out: the version's directory: ENCODER in it is the new encoder's name.
         cache_dir: of the embedder that reads the texts, see sources.embedder.
         progress: whether to show bars and losses.
@@ -201,9 +208,10 @@ def fine_tune(
     """
     torch.manual_seed(recipe.seed)
     texts = _Texts(dataset, train, recipe.seed)
-    frozen = LogisticRegression(max_iter=2_000)
-    frozen.fit(texts.vectors[texts.of_event[texts.learned]], texts.types[texts.learned])
     names = train.behavior_types
+    learned = texts.counts(texts.learned, len(names)).tocoo()
+    frozen = LogisticRegression(max_iter=2_000)
+    frozen.fit(texts.vectors[learned.row], learned.col, sample_weight=learned.data)
     weight, bias = _of_all(frozen, len(names))
     encoder = dataset.encoder
     model = _Classifier(encoder.name, encoder.pooling, weight, bias).to(device())
@@ -242,22 +250,19 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
     rng = np.random.default_rng(recipe.seed)
     types = model.head.out_features
     counts = texts.counts(texts.learned, types)
-    learned = np.flatnonzero(counts.any(axis=1))
-    weights = torch.from_numpy(counts / counts[learned].sum(axis=1).mean())
+    learned = np.flatnonzero(np.diff(counts.indptr))
+    counts /= counts.sum() / len(learned)
     # Few texts are read several times in an epoch, for about a step a batch of events.
     times = max(1, min(len(texts.learned), MOST_TEXTS) // len(learned))
     steps = -(-len(learned) * times // BATCH_TEXTS)
     optimizer = torch.optim.AdamW(
         [
-            {"params": model.encoder.parameters()},
-            {"params": model.head.parameters()},
+            {"params": model.encoder.parameters(), "lr": LEARNING_RATE},
+            {"params": model.head.parameters(), "lr": HEAD_LEARNING_RATE},
         ],
         weight_decay=0.01,
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [LEARNING_RATE, HEAD_LEARNING_RATE], recipe.epochs * steps, pct_start=WARM_UP,
-        anneal_strategy="linear", cycle_momentum=False,
-    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _slope(recipe.epochs * steps))
     best, best_epoch, kept = _loss(model, texts), 0, copy.deepcopy(model.state_dict())
     for epoch in range(1, recipe.epochs + 1):
         model.train()
@@ -269,7 +274,7 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
         for begin in bar:
             some = order[begin : begin + BATCH_TEXTS]
             logits = model([texts.texts[at] for at in some.tolist()])
-            weight = weights[torch.from_numpy(some)].to(logits.device)
+            weight = torch.from_numpy(counts[some].toarray()).to(logits.device)
             loss = -(weight * logits.log_softmax(1)).sum() / len(some)
             optimizer.zero_grad()
             loss.backward()
@@ -286,12 +291,19 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
     model.load_state_dict(kept)
 
 
+def _slope(steps: int) -> Callable[[int], float]:
+    """Of the learning rates: from the step to the share of the highest one."""
+    warm = max(1, round(WARM_UP * steps))
+    return lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+
+
 def _loss(model: _Classifier, texts: _Texts) -> float:
     """The log loss of the events that the epoch is chosen by."""
     counts = texts.counts(texts.stop, model.head.out_features)
-    read = np.flatnonzero(counts.any(axis=1))
-    scores = torch.from_numpy(model.scores([texts.texts[at] for at in read.tolist()]))
-    return float(-(torch.from_numpy(counts[read]) * scores.log_softmax(1)).sum() / counts.sum())
+    read = np.flatnonzero(np.diff(counts.indptr))
+    scores = model.scores([texts.texts[at] for at in read.tolist()])
+    likely = counts[read].multiply(log_softmax(scores, axis=1)).sum()
+    return float(-likely / max(counts.sum(), 1))
 
 
 def _save(model: _Classifier, folder: Path) -> None:

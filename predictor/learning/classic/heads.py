@@ -100,7 +100,9 @@ def standardised(fit: Fit) -> Fit:
         mean = learn.features.mean(axis=0, dtype=np.float64)
         spread = learn.features.std(axis=0, dtype=np.float64)
         moves = spread > LEAST_SPREAD
-        spread[: learn.texts] = np.sqrt(np.mean(spread[: learn.texts] ** 2)) if learn.texts else 1
+        of_texts = moves & (np.arange(len(moves)) < learn.texts)
+        if of_texts.any():
+            spread[of_texts] = np.sqrt(np.mean(spread[of_texts] ** 2))
         shift, scale = mean[moves], 1 / spread[moves]
 
         def scaled(lines: Lines) -> Lines:

@@ -52,7 +52,7 @@ HIDDEN = 64
 EPOCHS = {"mlp": 20, "lightgbm": 300, FINE_TUNED: 3}
 """Of the network or the encoder, or rounds of trees; at most."""
 
-_SETTINGS = {"model_type", "features", "dims", "history_length", "clock", "seed"}
+_SETTINGS = {"model_type", "features", "dims", "history_length", "seed"}
 _OWN_SETTINGS = {"mlp": {"hidden", "epochs"}, "lightgbm": {"epochs"}, FINE_TUNED: {"epochs"}}
 
 
@@ -140,7 +140,7 @@ def resolve_classic(config: FitConfig, dataset: Dataset, train: Events) -> Class
 def _check_settings(model: str, config: FitConfig) -> None:
     own = _SETTINGS | _OWN_SETTINGS.get(model, set())
     if model not in BY_CONTENT:
-        own = own | {"sentiment"}  # by which items are not found
+        own = own | {"clock", "sentiment"}  # which are about types
     if model == "word2vec_logistic":
         own = own - {"features"}  # its words are its features
     for name, value in asdict(config).items():

@@ -151,8 +151,9 @@ def _keywords(
     by_item = item >= 0
     own = np.where(by_item, item, len(train.item_ids) + text)
     read, place = np.unique(own[by_item | (text >= 0)], return_inverse=True)
+    item_texts = dataset.item_texts or [""] * len(train.item_ids)
     names = [
-        dataset.item_texts[n] if n < len(train.item_ids) else train.texts[n - len(train.item_ids)]
+        item_texts[n] if n < len(train.item_ids) else train.texts[n - len(train.item_ids)]
         for n in read.tolist()
     ]
     found = term_weights(names, {term: number for number, term in enumerate(terms)}, idf)
@@ -162,6 +163,7 @@ def _keywords(
     telling = len(np.unique(types)) > 1
     scores = chi2(counted, types)[0] if telling else np.asarray(counted.sum(axis=0)).ravel()
     best = np.argsort(-np.nan_to_num(scores), kind="stable")[: recipe.dims]
+    best = best[: most_terms(recipe.dims + 2)]
     chosen = np.sort(best)
     rows = np.eye(recipe.dims, dtype=np.float32)[: len(chosen)]
     return _Words(tuple(terms[number] for number in chosen), idf[chosen], rows)

@@ -193,8 +193,9 @@ class Resampled:
         return float(low), float(high)
 
     def minus(self, other: Resampled) -> Difference:
-        """The paired difference to what was resampled together with this."""
-        gain = self.draws - other.draws
+        """The paired difference to what was resampled together with this: by the draws of both."""
+        both = min(len(self.draws), len(other.draws))
+        gain = self.draws[:both] - other.draws[:both]
         tail = 1 + min(int((gain <= 0).sum()), int((gain >= 0).sum()))
         # n users cannot be surer than n coins that all fall alike.
         p = max(2 * tail / (len(gain) + 1), 2.0 ** (1 - self.users))

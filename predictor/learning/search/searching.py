@@ -51,7 +51,8 @@ class Plan:
     """Models to choose from, see `models_of`; none: the one that the configuration says, or the
     data."""
     tune: Sequence[str] | None = None
-    """Fields to choose; None: all that have an effect and that the configuration leaves open."""
+    """Fields to choose; None: all but INPUTS that have an effect and that the configuration leaves
+    open."""
     budget_s: float | None = None
     """Seconds after which no trial is begun; None: no limit."""
 

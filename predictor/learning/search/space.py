@@ -141,7 +141,7 @@ def space_of(
             trial has, or with each of the classic models.
         fixed: what the caller has decided; searched only where `tune` says so.
         models: to choose from, where there are several.
-        tune: fields to choose; None: all that have an effect and are not decided.
+        tune: fields to choose; None: all but INPUTS that have an effect and are not decided.
 
     Raises:
         InvalidArgumentError: a field of `tune` is unknown or has no effect on this data, or nothing

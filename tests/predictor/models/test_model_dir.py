@@ -171,7 +171,7 @@ def edit_config(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"format": 2}, "format 2; this program reads format 1"),
+        ({"format": 1}, "format 1; this program reads format 2"),
         ({"format": None}, "format None"),
         ({"version": "No Name"}, "version"),
         ({"behavior_types": []}, "behavior_types"),

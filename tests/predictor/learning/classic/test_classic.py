@@ -211,6 +211,18 @@ def test_keywords_are_the_words_and_phrases_that_tell_types_apart() -> None:
     assert np.isfinite(fewer.space.items).all()
 
 
+def test_more_axes_than_there_are_words_change_nothing() -> None:
+    data = world()
+    few, part = fitted(data, "logistic", features="keywords", dims=60)
+    many, _ = fitted(data, "logistic", features="keywords", dims=400)
+    assert few.projection.terms is not None
+    assert len(few.projection.terms.terms) < 60
+    logits = [
+        evaluation.outputs(f.network, part.test, f.space, 50).type_logits for f in (few, many)
+    ]
+    assert logits[0] == pytest.approx(logits[1], abs=1e-3)
+
+
 @pytest.mark.parametrize("features", [None, "all", "keywords"])
 def test_sentiment_is_an_axis_of_its_own(features: str | None) -> None:
     data = world()
@@ -309,6 +321,7 @@ def test_fewer_texts_than_components() -> None:
         ("linear", {"features": "pca", "dims": COLS + 1}, "1 to 12", "dims"),
         ("linear", {"features": "all", "dims": 3}, "keeps the 12", "dims"),
         ("content", {"sentiment": True}, "no setting sentiment", "sentiment"),
+        ("hybrid", {"clock": True}, "no setting clock", "clock"),
         ("word2vec_logistic", {"dims": 10_000}, "1 to 4094", "dims"),
     ],
 )

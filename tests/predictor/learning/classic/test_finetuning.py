@@ -157,16 +157,28 @@ def test_a_text_is_read_once_for_all_of_its_events(
     monkeypatch.setattr(finetuning, "MOST_TEXTS", most)
     monkeypatch.setattr(finetuning, "device", lambda: torch.device("cpu"))
     data = dataset("any", 3, 120)
-    events = replace(data.events, text=data.events.text % 9)
-    data.text_vectors[8] = 0  # has no vector, and so is no text
+    twice = [f"text {n % 9}" for n in range(120)]  # by other numbers
+    events = replace(data.events, text=data.events.text % 18, texts=tuple(twice))
+    data.text_vectors[[8, 17]] = 0  # has no vector, and so is no text
     found = finetuning._Texts(data, events, seed=0)
     assert len(set(found.texts)) == len(found.texts) == min(most, 8)
     parts = np.concatenate([found.measured, found.stop, found.learned])
     assert sorted(parts) == list(range(len(found.types)))
-    counts = found.counts(parts, 3)
+    counts = found.counts(parts, 3).toarray()
     for text, row in zip(found.texts, counts, strict=True):
-        own = events.type[events.text == int(text.split()[1])]
+        own = events.type[events.text % 9 == int(text.split()[1])]
         assert row.tolist() == np.bincount(own, minlength=3).tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 1_000])
+def test_learning_rates_rise_and_fall(steps: int) -> None:
+    rates = [finetuning._slope(steps)(step) for step in range(steps + 1)]
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1, abs=1 / steps)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[0] > 0
+    assert rates[-1] == 0
 
 
 def test_an_encoder_that_is_not_here(tmp_path: Path) -> None:

@@ -220,6 +220,11 @@ def test_wide_measures_are_drawn_less_often_where_they_cost_much(
     assert 200 < drawn < 2_000
     assert few["area"].draws == pytest.approx(whole["area"].draws[:drawn])
     assert few["hits"].draws == pytest.approx(whole["hits"].draws)
+    paired = few["area"].minus(few["hits"])  # by the draws of both
+    assert paired.value == pytest.approx(few["area"].value - few["hits"].value)
+    assert (paired.low, paired.high) == pytest.approx(
+        tuple(np.quantile(few["area"].draws - few["hits"].draws[:drawn], [0.025, 0.975]))
+    )
     monkeypatch.setattr(bootstrap, "WORK", 1)
     assert len(resample(measures, users, 3)["area"].draws) == 200
 
