@@ -41,7 +41,7 @@ def add_search(commands: Any) -> None:
                          help="models to choose from, all of them sequence models or all classic "
                          "models of behavior types (default: by the data)")  # fmt: skip
     command.add_argument("--tune", nargs="+", metavar="FIELD", help="settings to choose "
-                         "(default: all with an effect on the data but clock and sentiment)")  # fmt: skip
+                         "(default: all with an effect, but clock and sentiment)")  # fmt: skip
     command.add_argument("--config", type=Path, metavar="FILE", help="settings that are not "
                          "searched, as for train")  # fmt: skip
     command.add_argument("--epochs", type=positive, metavar="N", help="of a fit, at most "
