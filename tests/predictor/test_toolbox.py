@@ -23,6 +23,12 @@ STEPS = 12
 MODELS = (*(model for model in CLASSIC if model != FINE_TUNED), "rnn")
 """An encoder that was fine-tuned needs an embedder of its own: see test_finetuning."""
 
+SETTINGS = {
+    "rnn": ("--epochs", "4", "--dims", "16", "--clock", "--sentiment"),
+    "mlp": ("--features", "keywords", "--dims", "8", "--clock", "--sentiment"),
+}
+"""Inputs that are off unless asked for, in a model of either kind."""
+
 
 def walk(user: str, group: int, steps: int) -> list[Event]:
     rng = random.Random(f"{user} {group}")
@@ -65,11 +71,7 @@ def test_a_model_is_trained_evaluated_registered_activated_and_asked(
     version = f"toolbox.{model.replace('_', '-')}"
     directory = tmp_path / version
     data = ["--store", str(data_dir), "--embedder", catalogue_embedder.address, "--json"]
-    settings = [
-        "--split",
-        "leave-one-out",
-        *(["--epochs", "4", "--dims", "16"] if model == "rnn" else []),
-    ]
+    settings = ["--split", "leave-one-out", *SETTINGS.get(model, ())]
     arguments = ["train", "--model", model, "--out", str(directory), *data, *settings]
     assert predictor_main(arguments) == 0, capsys.readouterr().err
     trained = json.loads(capsys.readouterr().out)
