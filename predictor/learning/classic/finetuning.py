@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
 from scipy.special import log_softmax  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -63,7 +64,7 @@ PATIENCE = 2
 LEAST_EVENTS = 20
 
 MOST_TEXTS = 10_000
-"""Different ones that are learned from without a GPU, and texts of an epoch: some minutes."""
+"""Different ones that are learned from without a GPU, and reads of an epoch: some minutes."""
 
 POOLING_KEYS = {"mean": "mean_tokens", "cls": "cls_token", "last_token": "lasttoken"}
 """Of an encoder's 1_Pooling/config.json, in the form of sentence-transformers."""
@@ -86,7 +87,7 @@ class FineTuned:
 class _Texts:
     """Different texts of training events, and how many events of each type have each of them.
 
-    Many events share a text: a step of an epoch reads it once, and learns from all of them.
+    Many events share a text: whoever reads it for one learns from all of them.
     """
 
     def __init__(self, dataset: Dataset, train: Events, seed: int) -> None:
@@ -249,12 +250,11 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
     """Leaves the weights of the epoch that is best on texts.stop; the start is one too."""
     rng = np.random.default_rng(recipe.seed)
     types = model.head.out_features
-    counts = texts.counts(texts.learned, types)
-    learned = np.flatnonzero(np.diff(counts.indptr))
-    counts /= counts.sum() / len(learned)
-    # Few texts are read several times in an epoch, for about a step a batch of events.
-    times = max(1, min(len(texts.learned), MOST_TEXTS) // len(learned))
-    steps = -(-len(learned) * times // BATCH_TEXTS)
+    shares = normalize(texts.counts(texts.learned, types), "l1")
+    read = len(texts.learned)
+    if model.head.weight.device.type == "cpu":
+        read = min(read, MOST_TEXTS)
+    steps = -(-read // BATCH_TEXTS)
     optimizer = torch.optim.AdamW(
         [
             {"params": model.encoder.parameters(), "lr": LEARNING_RATE},
@@ -266,7 +266,7 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
     best, best_epoch, kept = _loss(model, texts), 0, copy.deepcopy(model.state_dict())
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        order = np.concatenate([rng.permutation(learned) for _ in range(times)])
+        order = texts.of_event[rng.permutation(texts.learned)[:read]]
         bar: tqdm[Any] = tqdm(
             range(0, len(order), BATCH_TEXTS), desc=f"fine-tune {epoch}/{recipe.epochs}",
             unit="batches", disable=not progress, leave=False,
@@ -274,10 +274,10 @@ def _fit(model: _Classifier, texts: _Texts, recipe: ClassicRecipe, *, progress: 
         for begin in bar:
             some = order[begin : begin + BATCH_TEXTS]
             logits = model([texts.texts[at] for at in some.tolist()])
-            weight = torch.from_numpy(counts[some].toarray()).to(logits.device)
-            loss = -(weight * logits.log_softmax(1)).sum() / len(some)
+            share = torch.from_numpy(shares[some].toarray()).to(logits.device)
+            loss = nn.functional.cross_entropy(logits, share)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
