@@ -36,6 +36,7 @@ from predictor.database import FILE
 from predictor.learning.data import Events, to_events
 from predictor.learning.quality.inspection import Inspection, inspect
 from predictor.learning.sentiment import SENTENCES, sentiment_axis
+from predictor.models.history import NONE, Ints
 from predictor.models.version import EncoderConfig
 from serving.process import started
 
@@ -118,6 +119,18 @@ class Dataset:
     """(items,) the attribute CATEGORY; None where no item has it."""
     inspection: Inspection | None = None
     """See Source."""
+
+    def own_texts(self, events: Events) -> tuple[Ints, list[str]]:
+        """The text of each event, its item's or else its own: (events,) its number, or NONE; and
+        the texts by number, of the items and then of the events.
+
+        Args:
+            events: some of the data set's.
+        """
+        items = len(events.item_ids)
+        number = np.where(events.item >= 0, events.item, items + events.text)
+        number[(events.item < 0) & (events.text < 0)] = NONE
+        return number, [*(self.item_texts or [""] * items), *events.texts]
 
     def in_order(self, item_ids: Sequence[str]) -> Dataset:
         """The same with the items of `item_ids` first, in that order, as far as there are any.

@@ -91,17 +91,13 @@ class _Texts:
     """
 
     def __init__(self, dataset: Dataset, train: Events, seed: int) -> None:
-        item_texts = dataset.item_texts or [""] * len(train.item_ids)
-        items, rng = len(item_texts), np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         vectors = np.concatenate([dataset.item_vectors, dataset.text_vectors])
-        of_event = np.where(train.item >= 0, train.item, items + train.text)
-        rows = (train.type >= 0) & ((train.item >= 0) | (train.text >= 0))
+        of_event, every = dataset.own_texts(train)
+        rows = (train.type >= 0) & (of_event >= 0)
         rows[rows] = (np.abs(vectors).max(axis=1, initial=0) > 0)[of_event[rows]]
         read, place = np.unique(of_event[rows], return_inverse=True)
-        named = [
-            item_texts[number] if number < items else train.texts[number - items]
-            for number in read.tolist()
-        ]
+        named = [every[number] for number in read.tolist()]
         self.texts = sorted(set(named))
         number = {text: at for at, text in enumerate(self.texts)}
         of_read = np.array([number[text] for text in named], np.int64)

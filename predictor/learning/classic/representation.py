@@ -147,19 +147,14 @@ def _keywords(
     terms, idf = fit_vocabulary(texts, LEAST_TEXTS, limits.TERMS)
     _check_words(terms, texts)
     drawn = np.random.default_rng(recipe.seed).permutation(len(train))[:SELECTION_EVENTS]
-    item, text = train.item[drawn], train.text[drawn]
-    by_item = item >= 0
-    own = np.where(by_item, item, len(train.item_ids) + text)
-    read, place = np.unique(own[by_item | (text >= 0)], return_inverse=True)
-    item_texts = dataset.item_texts or [""] * len(train.item_ids)
-    names = [
-        item_texts[n] if n < len(train.item_ids) else train.texts[n - len(train.item_ids)]
-        for n in read.tolist()
-    ]
+    own, every = dataset.own_texts(train)
+    drawn = drawn[own[drawn] >= 0]
+    read, place = np.unique(own[drawn], return_inverse=True)
+    names = [every[number] for number in read.tolist()]
     found = term_weights(names, {term: number for number, term in enumerate(terms)}, idf)
     shape = (len(names), len(terms))
     counted = sparse.csr_matrix((found.weight, (found.text, found.term)), shape)[place]
-    types = train.type[drawn][by_item | (text >= 0)]
+    types = train.type[drawn]
     telling = len(np.unique(types)) > 1
     scores = chi2(counted, types)[0] if telling else np.asarray(counted.sum(axis=0)).ravel()
     best = np.argsort(-np.nan_to_num(scores), kind="stable")[: recipe.dims]

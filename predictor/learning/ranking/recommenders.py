@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from predictor.learning.data import Events
 from predictor.learning.measures.answers import Answers
 from predictor.learning.measures.baselines import histories_of
-from predictor.learning.measures.metrics import batches, item_metrics
+from predictor.learning.measures.metrics import K, batches, item_metrics
 from predictor.learning.ranking.examples import wanted_pairs
 from predictor.models.ranking.recommender import RECOMMENDERS, Factors, Recommender
 
@@ -199,16 +199,11 @@ class _Lists:
         most = max((len(hit) for _, hit, _ in lists), default=0)
         most = max(most, len(_DISCOUNTS))
         scores = np.zeros((len(lists), most, methods), np.float32)
-        padding, hits = (
-            np.ones((len(lists), most), np.bool_),
-            np.zeros((len(lists), most), np.bool_),
-        )
+        hits = np.zeros((len(lists), most), np.bool_)
+        padding = np.ones_like(hits)
         for at, (table, hit, _) in enumerate(lists):
-            scores[at, : len(hit)], hits[at, : len(hit)], padding[at, : len(hit)] = (
-                table,
-                hit,
-                False,
-            )
+            part = at, slice(len(hit))
+            scores[part], hits[part], padding[part] = table, hit, False
         gains = np.cumsum(_DISCOUNTS)
         ideal = gains[[min(size, len(gains)) - 1 for _, _, size in lists]] if lists else gains[:0]
         return cls(scores, padding, hits, ideal)
@@ -225,4 +220,4 @@ class _Lists:
         return float((hit @ _DISCOUNTS / self.ideal).mean())
 
 
-_DISCOUNTS = 1 / np.log2(np.arange(2, 12))
+_DISCOUNTS = 1 / np.log2(np.arange(2, K + 2))
